@@ -1,0 +1,89 @@
+"""Check the docs pages without Quarto: nbdev processes every notebook, pandoc (the engine under Quarto) renders it,
+then links, anchors, images, maths and saved outputs are checked. The pages are left in `_check/`."""
+import json, posixpath, re, shutil, subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+import pypandoc, pytest, yaml
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from nbdev.serve import proc_nbs
+
+cfg = get_config()
+root, proc, out = cfg.config_path, cfg.config_path/'_proc', cfg.config_path/'_check'
+pytestmark = pytest.mark.xdist_group("docs")    # the pages are made once
+site = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')
+sources = sorted(p.relative_to(cfg.nbs_path).as_posix() for p in nbglob(as_path=True))
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.images = set(), [], []
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if 'id' in a: self.ids.add(a['id'])
+        if tag=='a' and a.get('href'): self.links.append(a['href'])
+        if tag=='img' and a.get('src'): self.images.append(a['src'])
+
+def as_quarto(cells):
+    "The cells as Quarto shows them: directives obeyed and removed"
+    for c in cells:
+        if c['cell_type']=='raw': continue
+        if c['cell_type']=='code':
+            src = ''.join(c['source'])
+            if re.search(r'^#\|\s*output:\s*asis', src, re.M):
+                md = '\n\n'.join(''.join(o.get('data',{}).get('text/markdown','')) for o in c['outputs'])
+                c = dict(cell_type='markdown', source=md.lstrip('-\n '))
+            else:
+                hidden = re.search(r'^#\|\s*echo:\s*false', src, re.M)
+                c = dict(c, source='' if hidden else re.sub(r'^#\|.*\n?', '', src, flags=re.M), execution_count=None)
+                for o in c['outputs']:
+                    if 'data' in o: o.setdefault('metadata', {})
+                    if o['output_type']=='execute_result': o['execution_count'] = 1
+        yield dict(c, metadata={})
+
+@pytest.fixture(scope='session')
+def pages():
+    proc_nbs()    # also proves that `show_doc` works for every exported symbol
+    shutil.rmtree(out, ignore_errors=True)
+    res = {}
+    for s in sources:
+        nb = json.loads((proc/s).read_text(encoding='utf-8'))
+        fm = next((yaml.safe_load(''.join(c['source']).strip('-\n ')) for c in nb['cells'] if c['cell_type']=='raw'), {})
+        url = posixpath.join(posixpath.dirname(s), fm.get('output-file', Path(s).stem+'.html'))
+        dest = out/url
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
+        nb['cells'] = list(as_quarto(nb['cells']))
+        r = subprocess.run([pypandoc.get_pandoc_path(), '-f', 'ipynb', '-t', 'html', '-s', '--mathml', '--fail-if-warnings', f'--resource-path={(proc/s).parent}',
+                            '-M', f"title={fm.get('title', s)}", f'--extract-media={dest.stem}_files', '-o', dest.name],
+                           input=json.dumps(nb), text=True, cwd=dest.parent, capture_output=True)
+        res[s] = dict(url=url, front=fm, outputs=outputs, error=r.stderr, page=Page(dest.read_text(encoding='utf-8')) if r.returncode==0 else None)
+    return res
+
+@pytest.mark.parametrize('s', sources)
+def test_page(s, pages):
+    p, by_url = pages[s], {q['url']: q for q in pages.values()}
+    assert p['front'].get('title') and p['front'].get('description'), 'the first cell needs "# title" and "> description"'
+    assert p['page'], p['error']
+    problems = [f"saved {o['output_type']} {o.get('name','')}: {''.join(o.get('text', o.get('evalue','')))[:90]}" for o in p['outputs']
+                if o['output_type']=='error' or o.get('name')=='stderr']
+    here = posixpath.dirname(p['url'])
+    for link in p['page'].links:
+        local = link.removeprefix(site+'/') if link.startswith(site+'/') else link
+        u = urlsplit(local)
+        if u.scheme: continue
+        base = '' if local is not link else here
+        target = posixpath.normpath(posixpath.join(base, unquote(u.path))) if u.path else p['url']
+        if target in pages: target = pages[target]['url']
+        if target not in by_url and not (proc/target).exists(): problems.append(f'broken link {link}')
+        elif u.fragment and target in by_url and by_url[target]['page'] and u.fragment not in by_url[target]['page'].ids: problems.append(f'no such anchor {link}')
+    problems += [f'missing image {i}' for i in p['page'].images if not urlsplit(i).scheme and not (out/here/i).exists()]
+    assert not problems, '\n'.join(problems)
+
+def test_site_config():
+    "The one site config is at the root, and everything it names exists"
+    assert (cfg.nbs_path/'_quarto.yml').resolve() == root/'_quarto.yml'
+    y = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
+    assert (cfg.nbs_path/y['format']['html']['css']).exists()
