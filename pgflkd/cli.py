@@ -8,6 +8,10 @@ __all__ = ['PROTOCOL', 'run_facts', 'read_source', 'add_queries', 'open_run', 'w
            'make_dls', 'open_data', 'train_run', 'summary', 'guarded', 'train_command', 'bench_step', 'bench_command']
 
 # %% ../nbs/59_cli.ipynb #eccbc87e
+import warnings
+warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)  # fastai 2.8.7 on torch 2.15; nothing a user can do about it
+
+# %% ../nbs/59_cli.ipynb #a87ff679
 import json, os, platform, random, statistics, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,7 +37,7 @@ from .learner import baseline_learner, pgflkd_learner
 from .keypoints import KeypointStore
 from .datasets import make_partial, paste_obstacles, read_market
 
-# %% ../nbs/59_cli.ipynb #1679091c
+# %% ../nbs/59_cli.ipynb #8f14e45f
 def run_facts(
     device:torch.device, # Where the network runs
 ) -> dict:               # commit, date, device, versions
@@ -47,7 +51,7 @@ def run_facts(
 
 PROTOCOL = 'f_g after BNNeck, cosine; same pid and camera removed; AP precision-at-hit; no flip, no re-ranking; last epoch'
 
-# %% ../nbs/59_cli.ipynb #45c48cce
+# %% ../nbs/59_cli.ipynb #d3d94468
 def read_source(
     s, # Settings: data, format, keypoints, preset, seed, models
 ) -> tuple: # (table, joints (n,17,3) or None, name of the dataset)
@@ -66,7 +70,7 @@ def add_queries(df, joints, out, seed):
     df, joints = paste_obstacles(df, seed=seed, out=out/'occluded', joints=joints)
     return make_partial(df, seed=seed, out=out/'partial', joints=joints, role='query')
 
-# %% ../nbs/59_cli.ipynb #6512bd43
+# %% ../nbs/59_cli.ipynb #c20ad4d7
 def open_run(
     out:Path,    # Folder of the run
     resume:bool, # Go on with an unfinished run?
@@ -77,7 +81,7 @@ def open_run(
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())): raise InputError(f'{out} exists: go on with it by --resume, or give another folder with --out')
     return out
 
-# %% ../nbs/59_cli.ipynb #aab32389
+# %% ../nbs/59_cli.ipynb #9bf31c7f
 def write_whole(path, write):
     "Call `write` on a temporary file beside `path`, then let it take the place of `path`"
     tmp = path.with_name(f'.{path.name}.tmp')
@@ -111,7 +115,7 @@ class RunLog(Callback):
         state = dict(model=self.learn.model.state_dict(), opt=dict(state=list(opt['state']), hypers=[{k: float(v) for k,v in h.items()} for h in opt['hypers']]), rows=self.rows)
         write_whole(self.file, lambda f: torch.save(state, f))
 
-# %% ../nbs/59_cli.ipynb #c74d97b0
+# %% ../nbs/59_cli.ipynb #70efdf2e
 def fast_bf16(
     device:torch.device, # Where the network runs
 ) -> bool:               # Is bfloat16 worth it there?
@@ -136,7 +140,7 @@ def train_one(name, dls, s, out):
     learn.save_student(out/f'{name}.safetensors')
     return learn, log.rows, time.time()-start
 
-# %% ../nbs/59_cli.ipynb #6f4922f4
+# %% ../nbs/59_cli.ipynb #1f0e3dad
 def spread_queries(
     df:pd.DataFrame, # Table of queries and gallery, in the order of the features
     n:int,           # How many
@@ -148,7 +152,7 @@ def spread_queries(
     rows = first if len(first)>=n else rows
     return [int(rows[i]) for i in np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int)]
 
-# %% ../nbs/59_cli.ipynb #1f0e3dad
+# %% ../nbs/59_cli.ipynb #98f13708
 def ranking_picture(
     interps:dict, # name of a model -> its `ReIDInterpretation`
     rows:list,    # Queries: row numbers in the table
@@ -178,11 +182,11 @@ def response_picture(
     mask = read_masks(dls.test_df.iloc[rows], 'obstacle', dls.size)
     share = {k: response_share(feature_response(l.model, x), mask) for k,l in learns.items()}
     fig = compare_responses(denorm(x[shown], dls.stats), {k: feature_response(l.model, x[shown], scale=True) for k,l in learns.items()},
-                            {k: v[shown] for k,v in share.items()}, title='Where each network looks; bright is loud')
+                            {k: v[shown] for k,v in share.items()}, title='How loud the last map is, mean over its channels: dark is quiet, bright is loud')
     fig.savefig(path); plt.close(fig)
     return {k: v.nanmean().item() for k,v in share.items()}
 
-# %% ../nbs/59_cli.ipynb #3c59dc04
+# %% ../nbs/59_cli.ipynb #b6d767d2
 def check_settings(
     s, # Settings as of `pgflkd_train`
 ):
@@ -213,7 +217,7 @@ def open_data(s, out):
     if s.data: dls = make_dls(*add_queries(df, joints, out, s.seed), s)
     return dls, name
 
-# %% ../nbs/59_cli.ipynb #b6d767d2
+# %% ../nbs/59_cli.ipynb #37693cfc
 def train_run(
     s, # Settings as of `pgflkd_train`, checked
 ) -> pd.DataFrame: # One row for each model and query set, as in `results.csv`
@@ -237,7 +241,7 @@ def train_run(
     write_whole(out/'results.csv', lambda f: pd.DataFrame(rows).to_csv(f, index=False))
     return pd.DataFrame(rows)
 
-# %% ../nbs/59_cli.ipynb #1ff1de77
+# %% ../nbs/59_cli.ipynb #8e296a06
 def summary(
     results:pd.DataFrame, # Rows of a `results.csv`
 ) -> str:                 # Text table in percent
@@ -246,7 +250,7 @@ def summary(
     t.columns = [f'{m} {v}' for v,m in t.columns]
     return t.rename_axis('queries').round(1).to_string()
 
-# %% ../nbs/59_cli.ipynb #02e74f10
+# %% ../nbs/59_cli.ipynb #33e75ff0
 def guarded(
     command:str, # Name for the message
     f:callable,  # What to do
@@ -286,7 +290,7 @@ def train_command(
               + ', '.join(f'{m}.safetensors' for m in results.model.unique()))
     guarded('pgflkd_train', job)
 
-# %% ../nbs/59_cli.ipynb #a1d0c6e8
+# %% ../nbs/59_cli.ipynb #17e62166
 def bench_step(
     arch:str='resnet18',   # Backbone
     size:tuple=(128,64),   # Pictures (H,W)
@@ -316,7 +320,7 @@ def bench_step(
     rows = [dict(model=k, seconds=statistics.median(t), fastest=min(t), slowest=max(t)) for k,t in times.items()]
     return pd.DataFrame(rows).assign(ratio=lambda t: t.seconds/t.seconds[0])
 
-# %% ../nbs/59_cli.ipynb #17e62166
+# %% ../nbs/59_cli.ipynb #f7177163
 @call_parse
 def bench_command(
     what:str,             # step: a training step of PGFL-KD against the baseline's
