@@ -9,8 +9,10 @@ def readme():
     nb = json.loads((root/'nbs/index.ipynb').read_text(encoding='utf-8'))
     nb['cells'] = [c for c in nb['cells'] if '#| hide' not in ''.join(c['source'])]
     for c in nb['cells']:
-        if c['cell_type']=='code': c['source'] = re.sub(r'^#\|.*\n', '', ''.join(c['source']), flags=re.M)
-        for o in c.get('outputs', []): o.get('data', {}).pop('text/html', None)
+        src = ''.join(c['source'])
+        if '#| echo: false' in src:   # what it shows, without the code
+            c.update(cell_type='markdown', source='\n\n'.join(''.join(o['data']['text/markdown']) for o in c.pop('outputs')))
+            del c['execution_count']
     r = subprocess.run([pypandoc.get_pandoc_path(), '-f', 'ipynb', '-t', 'gfm-native_divs-raw_html', '--wrap=none'],
                        input=json.dumps(nb), text=True, capture_output=True, check=True)
     return '<!-- Made from nbs/index.ipynb by .ci/readme.py: edit it there. -->\n\n' + r.stdout

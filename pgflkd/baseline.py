@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHS', 'unstride', 'read_weights', 'load_weights', 'load_imagenet', 'reid_body', 'SameConv2d', 'same_padding',
-           'BNNeck', 'Baseline', 'reid_splitter']
+           'unfold_batchnorm', 'BNNeck', 'Baseline', 'reid_splitter']
 
 # %% ../nbs/21_baseline.ipynb #eccbc87e
 import math
@@ -104,7 +104,27 @@ def same_padding(
         if isinstance(m, nn.Conv2d) and m.stride==(2,2): m.padding, m.__class__ = (0,0), SameConv2d
     return body
 
-# %% ../nbs/21_baseline.ipynb #e369853d
+# %% ../nbs/21_baseline.ipynb #6364d3f0
+@torch.no_grad()
+def unfold_batchnorm(
+    body:nn.Module,  # backbone, changed in place
+    x:torch.Tensor,  # (B,3,H,W) pictures as it will see them
+) -> nn.Module:      # `body`, which computes in evaluation what it did before
+    "Give each BatchNorm of `body` the statistics of what reaches it for `x`, and undo them in its weight and bias"
+    def note(m, inp): m.seen = torch.var_mean(inp[0].float(), (0,2,3), unbiased=False)
+    bns = [m for m in body.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks, training = [m.register_forward_pre_hook(note) for m in bns], body.training
+    body.eval()(x)
+    body.train(training)
+    for h in hooks: h.remove()
+    for m in bns:
+        (v,mu), s = m.__dict__.pop('seen'), m.weight/(m.running_var+m.eps).sqrt()   # it computes s*(x-mean) + bias
+        m.bias += s*(mu-m.running_mean)
+        m.weight.copy_(s*(v+m.eps).sqrt())
+        m.running_mean.copy_(mu); m.running_var.copy_(v)
+    return body
+
+# %% ../nbs/21_baseline.ipynb #a5bfc9e0
 class BNNeck(Module):
     "BatchNorm of `n_in` features, then a classifier of `n_classes` people. Neither can shift: BatchNorm's bias is frozen at 0, the classifier has none"
     def __init__(self,
@@ -118,7 +138,7 @@ class BNNeck(Module):
         f = self.bn(f)
         return f, self.fc(f)
 
-# %% ../nbs/21_baseline.ipynb #d645920e
+# %% ../nbs/21_baseline.ipynb #17e62166
 class Baseline(Module):
     "`body`, average, `BNNeck` for `n_classes`. In training a dict of `f_g` (before the neck) and `logits_g`; in evaluation the feature after it, and no classifier"
     def __init__(self,
@@ -135,7 +155,7 @@ class Baseline(Module):
         if not self.training: return self.neck_g.bn(f_g)
         return dict(f_g=f_g, logits_g=self.neck_g(f_g)[1])
 
-# %% ../nbs/21_baseline.ipynb #6c8349cc
+# %% ../nbs/21_baseline.ipynb #642e92ef
 def reid_splitter(
     model:nn.Module, # has a `body`, and heads with `BNNeck`s
 ) -> list:           # [parameters of the body, those of the heads]

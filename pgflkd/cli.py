@@ -28,7 +28,7 @@ import pgflkd
 from .pose import InputError
 from .synthetic import PRESETS, render_world, world_joints
 from .data import denorm, open_picture, reid_dls
-from .baseline import ARCHS, Baseline, reid_body, same_padding
+from .baseline import ARCHS, Baseline, reid_body, same_padding, unfold_batchnorm
 from .network import PGFLKD
 from .losses import PGFLKDLoss
 from .interpret import ReIDInterpretation, compare_responses, feature_response, read_masks, response_share
@@ -127,7 +127,9 @@ def make_learner(name, dls, s):
     "The learner `name` (baseline or pgflkd) on `dls` with the settings `s`"
     kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop,
               cbs=[BF16()] if s.bf16 else None)
-    return baseline_learner(dls, **kw) if name=='baseline' else pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw)
+    learn = baseline_learner(dls, **kw) if name=='baseline' else pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw)
+    if s.tf: unfold_batchnorm(learn.model.body, torch.cat([dls.train.one_batch()[0] for _ in range(4)]).as_subclass(torch.Tensor))
+    return learn
 
 def train_one(name, dls, s, out):
     "Train the model `name` in the run folder `out`, going on where it stopped; returns learner, log rows, seconds"
@@ -271,7 +273,7 @@ def train_command(
     epochs:int=6,             # Epochs of each model
     arch:str='resnet18',      # resnet18, resnet34, resnet50 or mobilenet_v2
     weights:str='none',       # none (random), imagenet, or a file
-    tf:bool=False,            # The weights come from TensorFlow: pictures in [-1,1], SAME padding
+    tf:bool=False,            # The weights come from TensorFlow: pictures in [-1,1], SAME padding, BatchNorm folded away
     size:str='128x64',        # Height x width of the pictures
     bs:int=64,                # Pictures in a batch
     per_id:int=4,             # Pictures of each person in a batch
