@@ -193,9 +193,10 @@ def check_settings(
     s, # Settings as of `pgflkd_train`
 ):
     "Turn size and models of `s` from text into what they mean; raises `InputError` for what cannot be meant"
-    try: s.size = tuple(int(o) for o in s.size.lower().split('x'))
+    text = s.size
+    try: s.size = tuple(int(o) for o in text.lower().split('x'))
     except ValueError: s.size = ()
-    if len(s.size)!=2 or any(o<32 or o%16 for o in s.size): raise InputError('--size: give height x width in multiples of 16, at least 32, e.g. 128x64')
+    if len(s.size)!=2 or any(o<32 or o%16 for o in s.size): raise InputError(f'--size: {text} is no height x width in multiples of 16, at least 32; take e.g. 128x64')
     s.models = [o.strip() for o in s.models.split(',')]
     for o in s.models:
         if o not in ('baseline','pgflkd'): raise InputError(f'--models: {o} is unknown, take baseline, pgflkd or both with a comma')
