@@ -13,7 +13,7 @@ def readme():
         if '#| echo: false' in src:   # what it shows, without the code
             c.update(cell_type='markdown', source='\n\n'.join(''.join(o['data']['text/markdown']) for o in c.pop('outputs')))
             del c['execution_count']
-    r = subprocess.run([pypandoc.get_pandoc_path(), '-f', 'ipynb', '-t', 'gfm-native_divs-raw_html', '--wrap=none'],
+    r = subprocess.run([pypandoc.get_pandoc_path(), '-f', 'ipynb', '-t', 'gfm-raw_html', '--wrap=none'],
                        input=json.dumps(nb), text=True, capture_output=True, check=True)
     return '<!-- Made from nbs/index.ipynb by .ci/readme.py: edit it there. -->\n\n' + r.stdout
 

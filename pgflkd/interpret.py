@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESPONSE_CMAP', 'feature_response', 'show_response', 'response_share', 'read_masks', 'compare_responses',
-           'SimilarityTarget', 'similarity_cam', 'show_ranking', 'ReIDInterpretation']
+           'SimilarityTarget', 'similarity_cam', 'show_ranking', 'ReIDInterpretation', 'spread_queries',
+           'ranking_picture']
 
 # %% ../nbs/15_interpret.ipynb #c81e728d
 import numpy as np
@@ -194,3 +195,32 @@ class ReIDInterpretation:
         ax.set(xticks=[1,*range(5,k+1,5)], xlabel='rank', ylabel='share of queries with a hit', ylim=(0,1.02))
         ax.legend()
         return fig
+
+# %% ../nbs/15_interpret.ipynb #f457c545
+def spread_queries(
+    df:pd.DataFrame, # table of queries and gallery, in the order of the features
+    n:int,           # how many
+    query_set:str='occluded', # which queries
+)->list:             # row numbers in `df`
+    "`n` rows of `query_set` at equal distances, all of different people where there are enough"
+    rows = np.flatnonzero((df['role']=='query') & (df['query_set']==query_set))
+    first = pd.Series(rows).groupby(df['pid'].values[rows]).first().sort_values().values
+    rows = first if len(first)>=n else rows
+    return [int(rows[i]) for i in np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int)]
+
+# %% ../nbs/15_interpret.ipynb #2838023a
+def ranking_picture(
+    interps:dict, # name of a model -> its `ReIDInterpretation`
+    rows:list,    # queries: row numbers in the table
+    path,         # PNG to write
+):
+    "Write to `path`, for each query of `rows`, the ten pictures that each model of `interps` puts first, green where right"
+    strips, ap = [], {name: pd.concat([pd.Series(r.ap, o.queries[q]) for q,r in o.ranking.items()]) for name,o in interps.items()}
+    for i in rows:
+        for name,o in interps.items():
+            fig = o.show_ranking(i)
+            fig.suptitle(f'{name}: AP {ap[name][i]:.2f}', x=.01, ha='left', fontsize=10)
+            fig.canvas.draw()
+            strips.append(np.asarray(fig.canvas.buffer_rgba())[...,:3])
+            plt.close(fig)
+    Image.fromarray(np.vstack(strips)).save(path)
