@@ -7,6 +7,7 @@ from nbdev.doclinks import nbglob
 from nbdev.process import NBProcessor
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # two notebooks at a time, a core each
+os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')   # fastai on torch 2.15
 cfg = get_config()
 nbs = sorted(nbglob(as_path=True))
 skip_flags = set(cfg.tst_flags.split())
