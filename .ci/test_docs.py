@@ -4,14 +4,13 @@ import json, posixpath, re, shutil, subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-import pypandoc, pytest, yaml
+import pypandoc, yaml
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.serve import proc_nbs
 
 cfg = get_config()
 root, proc, out = cfg.config_path, cfg.config_path/'_proc', cfg.config_path/'_check'
-pytestmark = pytest.mark.xdist_group("docs")    # the pages are made once
 site = f'{cfg.doc_host}{cfg.doc_baseurl}'.rstrip('/')
 sources = sorted(p.relative_to(cfg.nbs_path).as_posix() for p in nbglob(as_path=True))
 
@@ -43,8 +42,8 @@ def as_quarto(cells):
                     if o['output_type']=='execute_result': o['execution_count'] = 1
         yield dict(c, metadata={})
 
-@pytest.fixture(scope='session')
-def pages():
+def make_pages():
+    "Process and render every notebook: {notebook: its page}"
     proc_nbs()    # also proves that `show_doc` works for every exported symbol
     shutil.rmtree(out, ignore_errors=True)
     res = {}
@@ -62,13 +61,15 @@ def pages():
         res[s] = dict(url=url, front=fm, outputs=outputs, error=r.stderr, page=Page(dest.read_text(encoding='utf-8')) if r.returncode==0 else None)
     return res
 
-@pytest.mark.parametrize('s', sources)
-def test_page(s, pages):
+def problems(s, pages):
+    "What is wrong with the page of the notebook `s`"
     p, by_url = pages[s], {q['url']: q for q in pages.values()}
-    assert p['front'].get('title') and p['front'].get('description'), 'the first cell needs "# title" and "> description"'
-    assert p['page'], p['error']
-    problems = [f"saved {o['output_type']} {o.get('name','')}: {''.join(o.get('text', o.get('evalue','')))[:90]}" for o in p['outputs']
-                if o['output_type']=='error' or o.get('name')=='stderr']
+    if not (p['front'].get('title') and p['front'].get('description')): yield 'the first cell needs "# title" and "> description"'
+    for o in p['outputs']:
+        if o['output_type']=='error' or o.get('name')=='stderr': yield f"saved {o['output_type']} {o.get('name','')}: {''.join(o.get('text', o.get('evalue','')))[:90]}"
+    if not p['page']:
+        yield p['error']
+        return
     here = posixpath.dirname(p['url'])
     for link in p['page'].links:
         local = link.removeprefix(site+'/') if link.startswith(site+'/') else link
@@ -77,10 +78,16 @@ def test_page(s, pages):
         base = '' if local is not link else here
         target = posixpath.normpath(posixpath.join(base, unquote(u.path))) if u.path else p['url']
         if target in pages: target = pages[target]['url']
-        if target not in by_url and not (proc/target).exists(): problems.append(f'broken link {link}')
-        elif u.fragment and target in by_url and by_url[target]['page'] and u.fragment not in by_url[target]['page'].ids: problems.append(f'no such anchor {link}')
-    problems += [f'missing image {i}' for i in p['page'].images if not urlsplit(i).scheme and not (out/here/i).exists()]
-    assert not problems, '\n'.join(problems)
+        if target not in by_url and not (proc/target).exists(): yield f'broken link {link}'
+        elif u.fragment and target in by_url and by_url[target]['page'] and u.fragment not in by_url[target]['page'].ids: yield f'no such anchor {link}'
+    for i in p['page'].images:
+        if not urlsplit(i).scheme and not (out/here/i).exists(): yield f'missing image {i}'
+
+def test_pages():
+    "One test for all pages: they are made once, and two processes would make them in each other's way"
+    pages = make_pages()
+    found = [f'{s}: {o}' for s in sources for o in problems(s, pages)]
+    assert len(pages)==len(sources)>0 and not found, '\n'.join(found)
 
 def test_site_config():
     "The one site config is at the root, and everything it names exists"

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from .pose import COCO_JOINTS, PARTS, InputError
 
-# %% ../nbs/11_people.ipynb #c9f0f895
+# %% ../nbs/11_people.ipynb #45c48cce
 def draw_capsule(
     a:torch.Tensor,      # (B,3) one end in pixels: x right, y down, z towards the camera
     b:torch.Tensor,      # (B,3) the other end
@@ -44,14 +44,14 @@ def draw_capsule(
     ea, eb = e(r[:,0]*cap), e(r[:,1]*cap)
     return inside, depth, t, (g+ea)/(e(L)+ea+eb), angle, lam
 
-# %% ../nbs/11_people.ipynb #aab32389
+# %% ../nbs/11_people.ipynb #9bf31c7f
 POINTS = list(COCO_JOINTS) + ['crown','chin','neck','chest','waist','pelvis','hem','nape','hair_end','brow','visor',
     'bag_top','bag_end','left_hand','right_hand','left_heel','right_heel','left_toe','right_toe']
 _MIDDLE = [  # name, up, forward, in body heights; those above the neck follow the lean of the body
     ('nose',.921,.049), ('crown',.953,.002), ('chin',.903,.004), ('brow',.962,.022), ('visor',.957,.072), ('nape',.940,-.022), ('hair_end',.835,-.048),
     ('neck',.825,-.004), ('chest',.775,0.), ('waist',.645,.004), ('pelvis',.535,0.)]
 
-# %% ../nbs/11_people.ipynb #c74d97b0
+# %% ../nbs/11_people.ipynb #70efdf2e
 def _limbs(q, s, k, shape, phase, stride, bend):
     "Add arm and leg of side `s` ('left', `k`=1, or 'right', -1) to the points `q`"
     z = torch.zeros_like(phase); at = lambda x, y, f: torch.stack([z+x, z+y, z+f], -1)
@@ -84,7 +84,7 @@ def walking_points(
     up = .021 - pts[:,feet,1].amin(1)                                # half a shoe under the lowest foot
     return pts + torch.stack([z, up, z], -1)[:,None]
 
-# %% ../nbs/11_people.ipynb #98f13708
+# %% ../nbs/11_people.ipynb #3c59dc04
 def project(
     points:torch.Tensor,   # (B,P,3) in the body's frame, body heights
     heading:torch.Tensor,  # (B,) radians: 0 faces the camera, pi/2 walks to the right, pi turns the back
@@ -97,11 +97,11 @@ def project(
     x, y, f = points.unbind(-1); X, Z, k = x*c + f*s, f*c - x*s, place[:,2:]
     return torch.stack([place[:,:1] + k*X, place[:,1:2] - k*(y*pitch.cos() - Z*pitch.sin()), k*(y*pitch.sin() + Z*pitch.cos())], -1)
 
-# %% ../nbs/11_people.ipynb #37693cfc
+# %% ../nbs/11_people.ipynb #1ff1de77
 ATLAS = dict(head=(0,0,32,64), bag=(0,64,32,32), skin=(0,96,32,16), shoe=(0,112,32,16),     # top, left, height, width of each
              torso=(32,0,48,64), arm=(32,64,48,64), skirt=(80,0,48,64), leg=(80,64,48,64))  # cell in a 128 x 128 picture
 
-# %% ../nbs/11_people.ipynb #1ff1de77
+# %% ../nbs/11_people.ipynb #8e296a06
 def _side(s, k, a): # s: side; k, k+a, k+2a: ids of lower arm, knee, ankle
     return [
     (f'{s}_shoulder', f'{s}_elbow', .034, .028, 1., 1., 'arm',  0., .55, 0, 8, k),
@@ -123,7 +123,7 @@ CAPSULES = [  # from, to, two radii, flat, cap, atlas cell, v from, v to, does v
 _ENDS = torch.tensor([[POINTS.index(c[0]), POINTS.index(c[1])] for c in CAPSULES])
 HAIR, VISOR, CHEST, HIPS, SKIRT, BAG, LIMBS = 2, 3, 4, 5, 6, 7, 8    # places in CAPSULES
 
-# %% ../nbs/11_people.ipynb #4e732ced
+# %% ../nbs/11_people.ipynb #02e74f10
 def _tile(lo, hi, n):
     "First pixels (B,) and common length of the intervals [`lo`,`hi`] within `n` pixels"
     lo = lo.floor().clamp(0, n-1); m = int((hi.ceil().clamp(1, n)-lo).amax().clamp(1, n))
@@ -155,7 +155,7 @@ def rasterize(
     code = code.view(B,H,W)
     return z.view(B,H,W), code % 2**14, code >> 14, lam.view(B,H,W)
 
-# %% ../nbs/11_people.ipynb #c16a5320
+# %% ../nbs/11_people.ipynb #6364d3f0
 CLOTH = [(.86,.85,.82),(.12,.12,.14),(.47,.48,.50),(.17,.25,.45),(.60,.16,.17),(.36,.43,.26),(.76,.62,.42),(.30,.52,.62),(.80,.66,.20),(.45,.27,.45)]
 TROUSERS = [(.12,.12,.14),(.42,.43,.46),(.22,.31,.47),(.56,.48,.36)]
 SKIN  = [(.91,.74,.64),(.82,.62,.49),(.66,.46,.34),(.45,.30,.22)]
@@ -163,7 +163,7 @@ HAIRS = [(.10,.08,.07),(.27,.17,.10),(.55,.40,.22),(.52,.50,.48),(.42,.18,.09)]
 TOPS, BOTTOMS = ('tee','long','jacket','dress'), ('trousers','shorts','skirt')
 PATTERNS, BAGS = ('plain','stripes','bars','checks','two-tone','print'), ('','backpack','left','right')
 
-# %% ../nbs/11_people.ipynb #6364d3f0
+# %% ../nbs/11_people.ipynb #182be0c5
 @dataclass(frozen=True)
 class Person:
     "One identity: build, head, clothes and bag; colours are (r,g,b) in [0,1]"
@@ -173,7 +173,7 @@ class Person:
     long_hair:bool=False; hat:tuple=(); beard:bool=False; bag:str=''; bag_color:tuple=(.2,.2,.2)
     girth:float=1.; shoulders:float=1.; hips:float=1.; grain:int=0
 
-# %% ../nbs/11_people.ipynb #182be0c5
+# %% ../nbs/11_people.ipynb #e369853d
 def sample_person(
     rng:np.random.Generator,  # source of chance
     wardrobe:int=6,           # number of cloth colours in town, 2 to 10
@@ -189,7 +189,7 @@ def sample_person(
         bag=pick(BAGS, [.52,.26,.11,.11]), bag_color=pick(cloth),
         girth=rng.uniform(.86,1.18), shoulders=rng.uniform(.9,1.1), hips=rng.uniform(.9,1.14), grain=int(rng.integers(2**31)))
 
-# %% ../nbs/11_people.ipynb #19ca14e7
+# %% ../nbs/11_people.ipynb #a5bfc9e0
 def _axes(cell):
     "Heights `v` (h,1) in 0..1 and angles `u` (1,w) in radians of the atlas `cell`"
     h, w = ATLAS[cell][2:]
@@ -208,7 +208,7 @@ def _legwear(p, v, u):
     "Trousers, shorts or skirt of `p`, with or without a pale seam -> (h,w,3)"
     return _mix(p.bottom_color, (.85,.85,.85), (np.abs(np.abs(u)-np.pi/2)<.22)*p.seam*np.ones_like(v))
 
-# %% ../nbs/11_people.ipynb #a5bfc9e0
+# %% ../nbs/11_people.ipynb #a5771bce
 def _torso(p):
     "Chest to pelvis of `p`: neckline, zip, print, straps, hem -> (h,w,3)"
     v, u = _axes('torso'); img, a, full = _cloth(p, v, u), np.abs(u), np.ones_like(v)
@@ -238,7 +238,7 @@ def _skirt(p):
     if p.top!='dress': return _legwear(p, v, u)
     return _mix(_cloth(p, v*.8, u), p.second, np.full((v+u).shape, p.pattern=='two-tone')*1.)
 
-# %% ../nbs/11_people.ipynb #a5771bce
+# %% ../nbs/11_people.ipynb #d67d8ab4
 def _head(p):
     "Head of `p`: hair or hat above and behind, face in front -> (h,w,3)"
     v, u = _axes('head'); a = np.abs(u); dot = lambda x, y, rx, ry: (((a-x)/rx)**2+((v-y)/ry)**2 < 1)*1.
@@ -260,7 +260,7 @@ def paint_texture(
     img = img*np.random.default_rng(person.grain).normal(1, .035, (128,128,1)) # the weave
     return torch.tensor(img.clip(0,1).transpose(2,0,1), dtype=torch.float32)
 
-# %% ../nbs/11_people.ipynb #a1d0c6e8
+# %% ../nbs/11_people.ipynb #17e62166
 def _radii(p):
     "Radii of the capsules of `p` in body heights -> (C,2); 0 = not worn"
     r = torch.tensor([c[2:4] for c in CAPSULES]); limb = torch.arange(6).repeat(2)   # upper arm, forearm, hand, thigh, shin, foot
@@ -284,7 +284,7 @@ class Crowd:
         self.shape = torch.tensor([_shape(p) for p in self.people])
     def __len__(self): return len(self.people)
 
-# %% ../nbs/11_people.ipynb #6c8349cc
+# %% ../nbs/11_people.ipynb #d9d4f495
 _GROUP = torch.zeros(17, dtype=torch.long)
 for _k,_js in enumerate(PARTS.values()): _GROUP[torch.as_tensor(list(_js))] = _k+1
 _UNDER = torch.tensor([.035]*5 + [.11,.11] + [.06]*2 + [.05]*2 + [.11,.11] + [.07]*2 + [.06]*2)   # how deep, in heights, a joint lies under its skin at most
@@ -302,7 +302,7 @@ def joint_visibility(
     seen = (own==_GROUP.to(own.device)) & (near-joints[...,2] < _UNDER.to(near.device)*height[:,None])
     return torch.where(inside, torch.where(seen, .9, .5), 0.)
 
-# %% ../nbs/11_people.ipynb #642e92ef
+# %% ../nbs/11_people.ipynb #f457c545
 def render_people(
     crowd:Crowd,               # who may appear
     who,                       # (B,) indices into `crowd`

@@ -19,7 +19,7 @@ from . import people
 from .people import Crowd, render_people, sample_person
 from .pose import InputError, PART_COLORS
 
-# %% ../nbs/12_synthetic.ipynb #c9f0f895
+# %% ../nbs/12_synthetic.ipynb #45c48cce
 @dataclass(frozen=True)
 class World:
     "The dials of a synthetic benchmark"
@@ -45,7 +45,7 @@ PRESETS = dict(
     small=World(),
     occluded=World(n_train=702, n_test=1105, n_distractors=400, n_cams=8, cams_per_person=2, frames=11, gallery_frames=6, distractor_frames=11, size=(256,128)))
 
-# %% ../nbs/12_synthetic.ipynb #c20ad4d7
+# %% ../nbs/12_synthetic.ipynb #c51ce410
 class _Pen:
     "Draw on an RGBA picture in units of its height, twice as fine as asked"
     def __init__(self, size, fill=(0,0,0,0)):
@@ -61,7 +61,7 @@ class _Pen:
         if grain: a = np.concatenate([(a[...,:3]*rng.normal(1, grain, a.shape[:2]+(1,))).clip(0,1), a[...,3:]], -1).astype(np.float32)
         return torch.from_numpy(np.ascontiguousarray(a.transpose(2,0,1)))
 
-# %% ../nbs/12_synthetic.ipynb #aab32389
+# %% ../nbs/12_synthetic.ipynb #9bf31c7f
 def _car(p, w, c, c2, rng):
     p.poly([(.0,.40),(.05*w,.33),(.24*w,.30),(.38*w,.02),(.72*w,.0),(.86*w,.28),(.97*w,.34),(w,.5),(w,.86),(0,.86)], c)
     p.poly([(.28*w,.30),(.40*w,.06),(.54*w,.05),(.54*w,.30)], (.55,.65,.72)); p.poly([(.57*w,.30),(.57*w,.05),(.70*w,.05),(.81*w,.30)], (.50,.60,.68))
@@ -70,7 +70,7 @@ def _car(p, w, c, c2, rng):
     p.disc(.03*w,.50,.035*w,.06,(.95,.93,.80)); p.rect(.955*w,.46,.045*w,.09,(.75,.12,.10))
     for x in (.19*w,.80*w): p.disc(x,.84,.165,.165,(.07,.07,.08)); p.disc(x,.84,.09,.09,(.66,.67,.70)); p.disc(x,.84,.03,.03,(.25,.25,.27))
 
-# %% ../nbs/12_synthetic.ipynb #9bf31c7f
+# %% ../nbs/12_synthetic.ipynb #c74d97b0
 def _tree(p, w, c, c2, rng):
     p.poly([(.32*w,1.),(.38*w,.5),(.36*w,.0),(.66*w,.0),(.63*w,.5),(.72*w,1.)], (.36,.26,.17)); p.poly([(.55*w,1.),(.54*w,.0),(.66*w,.0),(.63*w,.5),(.72*w,1.)], (.27,.19,.12))
     for _ in range(14): x,y = rng.uniform(.37,.6)*w, rng.uniform(.25,1); p.line(x,y,x,y+.05,.012,(.20,.14,.09))
@@ -86,7 +86,7 @@ def _bin(p, w, c, c2, rng):
     for x in (.22,.37,.52,.67): p.line(x*w,.22,(x*.9+.05)*w,.94,.02,c,.62)
     p.poly([(0,.06),(.08*w,.0),(.92*w,.0),(w,.06),(w,.17),(0,.17)], c, 1.25); p.rect(0,.13,w,.04,c,.55); p.rect(.33*w,.40,.34*w,.18,(.92,.92,.88)); p.rect(.40*w,.44,.20*w,.10,c2)
 
-# %% ../nbs/12_synthetic.ipynb #c74d97b0
+# %% ../nbs/12_synthetic.ipynb #70efdf2e
 def _railing(p, w, c, c2, rng):
     for y in (.02,.36,.70): p.rect(0,y,w,.11,c); p.rect(0,y+.08,w,.03,c,.6)
     for i in range(9): x=(i+.3)/9*w; p.rect(x,.0,.05*w,1.,c,.92); p.rect(x+.035*w,.0,.015*w,1.,c,.55)
@@ -100,7 +100,7 @@ def _wall(p, w, c, c2, rng):
     for i in range(n):
         for j in range(-1,6): p.rect((j+.5*(i%2))/5*w+.006,.11+i*.89/n+.006,w/5-.012,.89/n-.012,c,rng.uniform(.8,1.1))
 
-# %% ../nbs/12_synthetic.ipynb #70efdf2e
+# %% ../nbs/12_synthetic.ipynb #6f4922f4
 _DRAW = dict(car=_car, tree=_tree, board=_board, bin=_bin, railing=_railing, plant=_plant, wall=_wall)
 OBSTACLES = list(_DRAW) + ['person']
 _PAINT = [(.72,.13,.12),(.16,.30,.60),(.86,.86,.84),(.16,.17,.19),(.16,.42,.28),(.85,.66,.16),(.52,.54,.56)]
@@ -111,7 +111,7 @@ def _passer_by(size, rng):
     r = render_people(Crowd([sample_person(rng)]), [0], [rng.uniform(0,2*math.pi)], [rng.uniform(0,6.3)], [rng.uniform(.2,.8)], place, size=size)
     return torch.cat([r['image']/r['alpha'].clamp(min=1e-3), r['alpha']], 1)[0].clamp(0,1)
 
-# %% ../nbs/12_synthetic.ipynb #1f0e3dad
+# %% ../nbs/12_synthetic.ipynb #98f13708
 def draw_obstacles(
     kind:list,                # n names from `OBSTACLES`, or their numbers
     size:tuple,               # (H,W) of each picture
@@ -127,7 +127,7 @@ def draw_obstacles(
         _DRAW[k](pen, size[1]/size[0], c, c2, rng); out.append(pen.tensor(rng, .03))
     return torch.stack(out)
 
-# %% ../nbs/12_synthetic.ipynb #37693cfc
+# %% ../nbs/12_synthetic.ipynb #1ff1de77
 _WIDE = dict(car=(1.7,2.3), tree=(.75,1.0), board=(.8,1.15), bin=(.62,.85), railing=(1.3,1.3), plant=(.8,1.1), wall=(1.3,1.3), person=(.75,.9))
 
 @lru_cache(256)
@@ -148,7 +148,7 @@ def obstacle_layer(
     out[:,y0:y1,x0:x1] = tile[:,y0-y:y1-y,x0-x:x1-x]
     return out
 
-# %% ../nbs/12_synthetic.ipynb #4e732ced
+# %% ../nbs/12_synthetic.ipynb #02e74f10
 def _ground(p, w, top, c, rng, tiles=True):
     n = 14
     for i in range(n): y0, y1 = (top+(1.15-top)*((i+d)/n)**1.7 for d in (0,1)); p.rect(0,y0,w,y1-y0,c,.88+.16*i/n)
@@ -164,7 +164,7 @@ def _street(p, w, top, rng):
         p.rect(x,.06,.30,top-.20,(.88,.87,.84)); p.rect(x+.025,.085,.25,top-.25,(.30,.38,.46)); p.poly([(x+.05,top-.18),(x+.16,.085),(x+.24,.085),(x+.13,top-.18)],(.45,.54,.62)); p.rect(x+.14,.085,.02,top-.25,(.88,.87,.84))
     p.rect(0,top-.05,w,.05,wall,.6); _ground(p, w, top, (.60,.59,.57), rng)
 
-# %% ../nbs/12_synthetic.ipynb #02e74f10
+# %% ../nbs/12_synthetic.ipynb #33e75ff0
 def _park(p, w, top, rng):
     p.rect(0,0,w,top,(.70,.80,.88))
     for _ in range(240): p.disc(rng.uniform(0,w),rng.uniform(.0,top*.9),.08,.06,(.33,.52,.28),rng.uniform(.65,1.3))
@@ -181,7 +181,7 @@ def _shop(p, w, top, rng):
         for i in range(8): p.rect(x-.01+i*.065,.06,.066,.10,(.90,.88,.83) if i%2 else c, 1. if i%2 else 1.4)
     _ground(p, w, top, (.66,.62,.58), rng)
 
-# %% ../nbs/12_synthetic.ipynb #33e75ff0
+# %% ../nbs/12_synthetic.ipynb #6ea9ab1b
 def _plaza(p, w, top, rng):
     p.rect(0,0,w,top,(.74,.77,.78))
     for i,x in enumerate(np.arange(-.1,w,.24)): p.rect(x,0,.22,top,(.52,.62,.68),rng.uniform(.8,1.15)); p.poly([(x+.02,top),(x+.14,0),(x+.19,0),(x+.07,top)],(.70,.78,.82)); p.rect(x+.215,0,.025,top,(.34,.36,.38))
@@ -202,7 +202,7 @@ def _fence(p, w, top, rng):
     for _ in range(500): x,y = rng.uniform(0,w), top+(1.15-top)*rng.uniform(0,1)**2; p.disc(x,y,.006,.004,(.62,.56,.46),rng.uniform(.6,1.3))
 SCENES = [_street, _park, _shop, _plaza, _road, _fence]
 
-# %% ../nbs/12_synthetic.ipynb #34173cb3
+# %% ../nbs/12_synthetic.ipynb #c16a5320
 class Camera:
     "Camera `i` of `world`: what it sees, how it sees it, and which obstacles stand before it"
     def __init__(self, i:int, world:World, rng:np.random.Generator):
@@ -214,7 +214,7 @@ class Camera:
         if i % 6 == 4: self.exposure, self.noise, self.gains = .66, .04, np.array([.88,.95,1.18])    # dusk
         self.own = [(OBSTACLES[k], u(world.cover_from, world.cover_to), int(rng.integers(2**31))) for k in rng.permutation(len(OBSTACLES))[:3]]
 
-# %% ../nbs/12_synthetic.ipynb #e369853d
+# %% ../nbs/12_synthetic.ipynb #1c383cd3
 def _tracklets(world, rng):
     "Who passes which camera and for what purpose: one row a walk"
     rows, T = [], world.n_train+world.n_test
@@ -230,7 +230,7 @@ def _tracklets(world, rng):
                 for q in ('occluded','holistic'): add(p, p+1, c, 'query', 1, q=='occluded', q)
     return rows
 
-# %% ../nbs/12_synthetic.ipynb #a5bfc9e0
+# %% ../nbs/12_synthetic.ipynb #a5771bce
 def _plan(world, cams, rng):
     "Expand walks into one row a picture: pose, place, background and obstacle (kind, cover, seed)"
     rows, (H,W), u, g = [], world.size, rng.uniform, rng.normal
@@ -247,7 +247,7 @@ def _plan(world, cams, rng):
                 place=place+H*np.array([.012,.006,.013])*j[1:4], shift=np.clip(np.round(H*np.array([.006,.015])*j[4:]), -(H//16), H//16).astype(int)))
     return rows
 
-# %% ../nbs/12_synthetic.ipynb #d645920e
+# %% ../nbs/12_synthetic.ipynb #3416a75f
 def _shadow(place, size, depth):
     "Light left on the ground around the feet (B,1,H,W)"
     (H,W), (x,y,s), d = size, (c[:,None,None] for c in place.unbind(1)), depth[:,None,None]
@@ -260,7 +260,7 @@ def _expose(img, cams, noise):
     img = img + v('blur')*(F.avg_pool2d(F.pad(img, (1,1,1,1), mode='replicate'), 3, 1)-img)
     return (img.clamp(1e-4,1)**v('gamma')*v('exposure')*v('gains') + v('noise')*torch.randn(img.shape, generator=noise)).clamp(0,1)
 
-# %% ../nbs/12_synthetic.ipynb #a1d0c6e8
+# %% ../nbs/12_synthetic.ipynb #17e62166
 def _compose(rows, crowd, cams, size, noise):
     "Render `rows` -> pictures (B,3,H,W), masks (B,H,W) uint8, joints (B,17,3), covered (B,)"
     (H,W), m, cs = size, size[0]//16, [cams[r['camid']] for r in rows]
@@ -278,7 +278,7 @@ def _compose(rows, crowd, cams, size, noise):
     covered = (hid&body).flatten(1).sum(1)/body.flatten(1).sum(1).clamp(min=1)
     return _expose(img*col('light')[:,None,None,None], cs, noise), torch.where(hid, 255, r['parts']).to(torch.uint8), J, covered
 
-# %% ../nbs/12_synthetic.ipynb #67c6a1e7
+# %% ../nbs/12_synthetic.ipynb #642e92ef
 def _write(world, folder, seed, progress):
     "Render `world` with `seed` into the empty `folder`"
     rng, noise, H = np.random.default_rng(seed), torch.Generator().manual_seed(seed), world.size[0]
@@ -303,7 +303,7 @@ def _write(world, folder, seed, progress):
     df.to_csv(folder/'table.csv', index=False)
     np.savez(folder/'keypoints.npz', names=np.array([Path(f).name for f in df.fn]), joints=np.stack(joints).astype(np.float32), size=sizes)
 
-# %% ../nbs/12_synthetic.ipynb #642e92ef
+# %% ../nbs/12_synthetic.ipynb #f457c545
 def _key(world, seed):
     "Fingerprint of `world`, `seed` and the code that draws them"
     code = b''.join(Path(people.__file__).with_name(n).read_bytes() for n in ('people.py','synthetic.py'))
@@ -330,7 +330,7 @@ def world_joints(
     "The true joints of the rows `df`"
     return np.load(Path(df.fn.iloc[0]).parent.parent/'keypoints.npz')['joints'][df.joints.to_numpy()]
 
-# %% ../nbs/12_synthetic.ipynb #f457c545
+# %% ../nbs/12_synthetic.ipynb #c0c7c76d
 def render_world(
     preset='small',      # a name in `PRESETS`, or a `World`
     out=None,            # folder to write; None: one in the cache, $PGFLKD_CACHE or ~/.cache/pgflkd
@@ -353,7 +353,7 @@ def render_world(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return read_world(out)
 
-# %% ../nbs/12_synthetic.ipynb #a684ecee
+# %% ../nbs/12_synthetic.ipynb #b53b3a3d
 def contact_sheet(
     df:pd.DataFrame,  # rows to show
     cols:int=10,      # pictures a row
