@@ -42,8 +42,9 @@ def run_facts(
 ) -> dict:               # commit, date, device, versions
     "What stands beside every number: the commit of the code, the date, `device` and the versions"
     git = lambda *a: subprocess.run(['git', *a], cwd=Path(pgflkd.__file__).parent, capture_output=True, text=True).stdout.strip()
-    try: commit = git('rev-parse', '--short=12', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else '')
-    except FileNotFoundError: commit = ''
+    try: ours = git('ls-files', '__init__.py')   # an installed wheel may lie in somebody else's repository
+    except FileNotFoundError: ours = ''
+    commit = ours and git('rev-parse', '--short=12', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else '')
     name = torch.cuda.get_device_name(device) if device.type=='cuda' else f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
     return dict(commit=commit or f'pgflkd {pgflkd.__version__}', date=datetime.now(timezone.utc).strftime('%Y-%m-%d'), device=name,
                 python=platform.python_version(), torch=torch.__version__.split('+')[0])

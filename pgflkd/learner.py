@@ -95,7 +95,7 @@ def pgflkd_learner(
     feb:bool=True,           # Train the foreground-enhanced branch?
     cl:bool=True,            # The consistent loss (C, Eq. 4)?
     lambda_cl:float=0.25,    # Weight of Eq. 4
-    lambda_mcl:float=0.25,   # Weight of Eq. 5; short trainings need about 3 (chapter 20)
+    lambda_mcl:float=0.25,   # Weight of Eq. 5
     loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature
     net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale
     prepare:callable=noop,   # Applied to the backbone before use, e.g. `same_padding`
