@@ -76,7 +76,9 @@ class PGFLKDLoss(Module):
         cl:str='mean',         # `reduction` of `consistent_loss`
         normalize:bool=True,   # of `multi_part_contrastive_loss`
         temperature:float=.1,  # of `multi_part_contrastive_loss`
+        part_loss:str='contrastive', # what ties f_g to f_p: 'contrastive' (Eq. 5) or 'consistent' (Eq. 4 between the two, Table 7)
     ):
+        if part_loss not in ('contrastive','consistent'): raise ValueError(f"part_loss {part_loss!r}: use 'contrastive' or 'consistent'")
         store_attr()
         self.terms = {}
 
@@ -86,16 +88,29 @@ class PGFLKDLoss(Module):
         camid=None,         # (B,) ignored
     ) -> torch.Tensor:      # scalar; NaN in evaluation
         if not isinstance(out, dict): return torch.tensor(torch.nan, device=out.device)
+        terms = self.each(out, pid)
+        self.terms = {k: v.detach() for k,v in terms.items()}
+        return sum(self.weight(k)*v for k,v in terms.items())  # Eq. 10
+
+    def weight(self, term): return dict(cl=self.lambda_cl, mcl=self.lambda_mcl).get(term, 1.)
+
+    def each(self,
+        out:dict,         # features `f_x` (B,C), `logits_x` (B,N)
+        pid:torch.Tensor, # (B,2) class, raw person
+    ) -> dict:            # name -> scalar, before its `weight`, with its graph
+        "The terms of Eq. 10 that `out` has, one by one"
         check_batch(out, pid)
         y, terms = pid[:,0], {}
         for b in (k[7:] for k in out if k.startswith('logits_')):
             terms[f'id_{b}']  = id_loss(out[f'logits_{b}'], y, self.smoothing)
             terms[f'tri_{b}'] = batch_hard_triplet(out[f'f_{b}'], y, self.margin)
         if self.lambda_cl  and 'f_e' in out: terms['cl']  = consistent_loss(out['f_g'], out['f_e'], self.cl)
-        if self.lambda_mcl and 'f_p' in out: terms['mcl'] = multi_part_contrastive_loss(out['f_g'], out['f_p'], normalize=self.normalize, temperature=self.temperature)
-        self.terms = {k: v.detach() for k,v in terms.items()}
-        weight = dict(cl=self.lambda_cl, mcl=self.lambda_mcl)
-        return sum(weight.get(k, 1)*v for k,v in terms.items())  # Eq. 10
+        if self.lambda_mcl and 'f_p' in out: terms['mcl'] = self.part_term(out['f_g'], out['f_p'])
+        return terms
+
+    def part_term(self, f_g, f_p):
+        if self.part_loss=='consistent': return consistent_loss(f_g, f_p, self.cl)
+        return multi_part_contrastive_loss(f_g, f_p, normalize=self.normalize, temperature=self.temperature)
 
 # %% ../nbs/20_losses.ipynb #d82c8d16
 def check_batch(
