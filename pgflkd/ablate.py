@@ -28,12 +28,12 @@ from .metrics import evaluate_ranking
 from .interpret import feature_response, read_masks, response_share
 from .baseline import ARCHS, same_padding, unfold_batchnorm
 from .foreground import foreground_attention, pool_parts
-from .callbacks import BF16, RunLog, rank_sets
+from .callbacks import BF16, RunLog, fast_bf16, rank_sets
 from .learner import ABLATION, load_student, pgflkd_learner
 from .runs import PROTOCOL, add_rows, guarded, run_facts
-from .datasets import read_market
+from .datasets import READERS
 from .keypoints import KeypointStore
-from .cli import add_queries, fast_bf16
+from .cli import add_queries
 
 # %% ../nbs/59b_ablate.ipynb #8f14e45f
 NAMES = ['baseline', '+SAB', '+SAB w/ I', '+SAB w/ IM', '+FEB', 'PGFL-KD']   # Table 6, rows 1 to 6
@@ -85,14 +85,16 @@ def open_dataset(
     spec:str,            # a world as in `world_of`, or 'folder'
     seed:int,            # of the world; a folder is the same for every seed
     work:Path,           # where made pictures go
-    folder:str=None,     # crops in Market-1501's layout
+    folder:str=None,     # crops
+    format:str='market1501', # their layout, a key of `READERS`
     keypoints:str=None,  # their keypoint store
     valid:bool=False,    # test on held-out training people instead?
 )->tuple:                # table, joints (n,17,3), name
     "The table of `spec` with its joints; raises `InputError`"
     if spec=='folder':
         if not folder or not keypoints: raise InputError('--data folder: name the crops with --folder and their keypoints with --keypoints FILE.npz')
-        df = read_market(folder); joints, name = KeypointStore.load(keypoints).align(df), f'{Path(folder).resolve().name} (market1501 layout)'
+        if format not in READERS: raise InputError(f'--format: {format} is unknown, take one of {", ".join(READERS)}')
+        df = READERS[format](folder); joints, name = KeypointStore.load(keypoints).align(df), f'{Path(folder).resolve().name} ({format} layout)'
     else: df = render_world(world_of(spec), seed=seed); joints, name = world_joints(df), f'synthetic_{spec} (world seed {seed})'
     if valid:
         keep = (df.role=='train').to_numpy()
@@ -307,7 +309,8 @@ def ablation_table(
 def ablate_command(
     preset:str='table6',      # baseline, pair, table6, table7 or figure3
     data:str='small',         # Datasets, with a space between: small, small:repeat=0,wardrobe=9, folder
-    folder:str=None,          # Crops for the dataset 'folder', Market-1501 layout
+    folder:str=None,          # Crops for the dataset 'folder'
+    format:str='market1501',  # Their layout, see pgflkd_train
     keypoints:str=None,       # Their keypoint store (.npz)
     seeds:str='0,1,2',        # Seeds, with commas
     epochs:int=6,             # Epochs of each row; 0 measures without training
@@ -334,6 +337,6 @@ def ablate_command(
         try: numbers = [int(s) for s in seeds.split(',')][:1 if quick else None]
         except ValueError: raise InputError(f'--seeds: {seeds} are no numbers with commas') from None
         if arch not in ARCHS: raise InputError(f'--arch: {arch} is unknown, take one of {", ".join(ARCHS)}')
-        run_plan(plan_rows(preset, lambda_mcl), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, folder=folder, keypoints=keypoints, valid=valid)
+        run_plan(plan_rows(preset, lambda_mcl), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, folder=folder, format=format, keypoints=keypoints, valid=valid)
         if (Path(out)/'runs.csv').exists(): print(f"\n{ablation_table(pd.read_csv(Path(out)/'runs.csv')).to_string()}\n\nmAP of f_G in percent, mean ± spread over seeds. {out}: runs.csv, diagnosis.csv, history.csv")
     guarded('pgflkd_ablate', job)

@@ -19,7 +19,7 @@ from fastai.data.all import *
 from fastai.torch_core import TensorImage, show_image
 from fastai.vision.core import PILImage, imagenet_stats
 from fastai.vision.data import get_grid
-from .pose import InputError, TensorPose, draw_heatmaps, flip_joints, merge_parts, part_attention
+from .pose import InputError, TensorPose, draw_attention, flip_joints
 
 # %% ../nbs/13_data.ipynb #d3d94468
 def check_table(
@@ -45,7 +45,7 @@ def open_picture(
 )->PILImage:  # RGB
     "The picture of `row`; raises an `InputError` that names the file when it is broken (a half picture teaches half a person)"
     try:
-        with Image.open(row['fn']) as im: return PILImage(im.convert('RGB'))
+        with Image.open(row['fn']) as im: return PILImage((im.point(lambda v: v/256).convert('L') if im.mode.startswith('I;16') else im).convert('RGB'))   # 16-bit grey: Pillow alone clips it to white
     except (OSError, SyntaxError) as e: raise InputError(f"{row['fn']}: cannot be read as a picture ({e}); replace the file or drop its row") from None
 
 # %% ../nbs/13_data.ipynb #c74d97b0
@@ -123,18 +123,25 @@ def epoch_batches(
 
 # %% ../nbs/13_data.ipynb #a5bfc9e0
 class PKDL(TfmdDL):
-    "Shuffled: `per_id` pictures of each of `bs`/`per_id` people a batch. Not shuffled: a plain loader in table order"
+    "Shuffled: `per_id` pictures of each of `bs`/`per_id` people a batch. Not shuffled, or `per_id` None: a plain loader. Of several processes, one gives the part `share` (which, of how many)"
+    share = 0, 1
     def __init__(self, dataset=None, bs=64, per_id=16, **kwargs):
         self.per_id = per_id
         super().__init__(dataset, bs=bs, **kwargs)
+        self.composed = bool(self.shuffle and per_id)
+        if not self.composed: return
         self.groups = groupby(range_of(dataset.items), lambda i: dataset.items[i]['pid'])   # pid -> places of the pictures
         self.turns  = {pid: max(1, len(o)//per_id) for pid,o in self.groups.items()}
-    def __len__(self): return epoch_length(self.turns.values(), self.bs//self.per_id) if self.shuffle else super().__len__()
+    def __len__(self): return epoch_length(self.turns.values(), self.bs//self.per_id) if self.composed else -(-len(range(self.n)[self.share[0]::self.share[1]])//self.bs)
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'per_id':self.per_id, **kwargs})
     def get_idxs(self):
-        if not self.shuffle: return super().get_idxs()
+        rank, n = self.share
+        if not self.composed: return super().get_idxs()[rank::n]
         packs = {pid: cycle(self.shuffle_fn(o)) for pid,o in self.groups.items()}
-        return [i for batch in epoch_batches(self.turns, self.bs//self.per_id, self.rng) for pid in batch for i in islice(packs[pid], self.per_id)]
+        epoch = [[i for pid in batch for i in islice(packs[pid], self.per_id)] for batch in epoch_batches(self.turns, self.bs//self.per_id, self.rng)]
+        return [i for batch in epoch for i in batch[rank*self.bs//n:(rank+1)*self.bs//n]]
+    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)   # each process has all of it; fastai would join one copy a process
+    def chunkify(self, b): return chunked(b, self.bs//self.share[1] if self.composed else self.bs, self.drop_last)
 
 # %% ../nbs/13_data.ipynb #3416a75f
 class NormalizePerson(ItemTransform):
@@ -161,32 +168,36 @@ class RandomPerson(ItemTransform):
     def rand(self, *shape): return torch.rand(shape, generator=self.rng)
     def encodes(self, b):
         x, pose, *y = b
-        return *self.change(x, pose), *y
+        dice = self.draw(len(x), *x.shape[-2:]).to(x.device)
+        return self.paint(x, dice), self.move(pose, dice, *x.shape[-2:]), *y
 
 # %% ../nbs/13_data.ipynb #67c6a1e7
 class FlipPerson(RandomPerson):
     "Mirror each picture with probability `p`; left joints become right joints"
-    def change(self, x, pose):
-        do = (self.rand(len(x)) < self.p).to(x.device)
-        return torch.where(do[:,None,None,None], x.flip(-1), x), torch.where(do[:,None,None], flip_joints(pose, x.shape[-1]), pose)
+    def draw(self, n, H, W): return self.rand(n) < self.p                                         # (n,) mirrored?
+    def paint(self, x, do): return torch.where(do[:,None,None,None], x.flip(-1), x)
+    def move(self, pose, do, H, W): return torch.where(do[:,None,None], flip_joints(pose, W), pose)
 
 # %% ../nbs/13_data.ipynb #2838023a
 class ShiftPerson(RandomPerson):
     "Pad each picture by `pad` (rows, columns) and cut a random window of the old size; joints that fall outside lose their confidence"
     def __init__(self, pad, seed): super().__init__(1., seed); self.pad = pad
-    def change(self, x, pose):
+    def draw(self, n, H, W):                                                                      # (n,2) rows and columns by which the window moves
+        ph,pw = self.pad
+        return (self.rand(n, 2)*torch.tensor([2*ph+1, 2*pw+1])).long() - torch.tensor([ph,pw])
+    def paint(self, x, by):
         (ph,pw), (H,W) = self.pad, x.shape[-2:]
-        at = (self.rand(len(x), 2)*torch.tensor([2*ph+1, 2*pw+1])).long()                      # (B,2) corner of each window
-        x  = torch.stack([o[:,i:i+H,j:j+W] for o,(i,j) in zip(F.pad(x, (pw,pw,ph,ph)), at.tolist())])
-        xy = pose[...,:2] + (torch.tensor([pw,ph]) - at.flip(1)).to(x.device)[:,None]
-        inside = ((xy >= 0) & (xy < torch.tensor([W,H], device=x.device))).all(-1)
-        return x, torch.cat([xy, (pose[...,2]*inside)[...,None]], -1)
+        return torch.stack([o[:,ph+i:ph+i+H,pw+j:pw+j+W] for o,(i,j) in zip(F.pad(x, (pw,pw,ph,ph)), by.tolist())])
+    def move(self, pose, by, H, W):
+        xy = pose[...,:2] - by.flip(1)[:,None]
+        inside = ((xy >= 0) & (xy < torch.tensor([W,H], device=xy.device))).all(-1)
+        return torch.cat([xy, (pose[...,2]*inside)[...,None]], -1)
 
 # %% ../nbs/13_data.ipynb #a684ecee
 class ErasePerson(RandomPerson):
     "Erase (to the mean) another rectangle of each picture with probability `p`; joints under it lose their confidence (Zhong et al. 2020)"
     area, aspect, tries = (.02,.4), (.3,3.33), 20
-    def rectangles(self, n, H, W):
+    def draw(self, n, H, W):
         "`n` rectangles that fit into (H,W), each the first of some `tries` that does: (n,4) top, left, bottom, right; empty where nothing is erased"
         u, (lo,hi), (a,b) = self.rand(n, self.tries, 2), self.area, self.aspect
         area, aspect = (lo + (hi-lo)*u[...,0])*H*W, a + (b-a)*u[...,1]
@@ -195,14 +206,17 @@ class ErasePerson(RandomPerson):
         size = (size*fits[...,None])[range(n), fits.int().argmax(1)]
         at   = (self.rand(n,2)*(torch.tensor([H,W])-size+1)).floor()
         return torch.cat([at, at+size], 1)
-    def change(self, x, pose):
-        H,W = x.shape[-2:]
-        top,left,bottom,right = self.rectangles(len(x), H, W).to(x.device)[...,None].unbind(1)  # (B,1) each
-        ys,xs = torch.arange(H, device=x.device), torch.arange(W, device=x.device)
-        hole  = ((ys>=top)&(ys<bottom))[:,None,:,None] & ((xs>=left)&(xs<right))[:,None,None,:]
+    def hole(self, rects, H, W):
+        "Where the rectangles `rects` (n,4) lie in pictures of (H,W): (n,H,W)"
+        top,left,bottom,right = rects[...,None].unbind(1)
+        ys,xs = torch.arange(H, device=rects.device), torch.arange(W, device=rects.device)
+        return ((ys>=top)&(ys<bottom))[:,:,None] & ((xs>=left)&(xs<right))[:,None,:]
+    def paint(self, x, rects): return x.masked_fill(self.hole(rects, *x.shape[-2:])[:,None], 0)
+    def move(self, pose, rects, H, W):
+        top,left,bottom,right = rects[...,None].unbind(1)                                         # (B,1) each
         px,py,conf = pose.unbind(-1)
         under = (py>=top)&(py<bottom)&(px>=left)&(px<right)
-        return x.masked_fill(hole, 0), torch.stack([px, py, conf*~under], -1)
+        return torch.stack([px, py, conf*~under], -1)
 
 # %% ../nbs/13_data.ipynb #7f39f831
 class People(fastuple):
@@ -232,8 +246,7 @@ class DrawParts(ItemTransform):
     def __init__(self, map_size, size, sigma, scale, stats): store_attr()
     def encodes(self, b):
         x, pose, *y = b
-        maps = merge_parts(draw_heatmaps(pose, self.map_size, self.size, self.sigma))
-        return TensorImage(x), TensorParts(part_attention(maps, self.scale), joints=pose), *y
+        return TensorImage(x), TensorParts(draw_attention(pose, self.map_size, self.size, self.sigma, self.scale), joints=pose), *y
     def decodes(self, b): return People((denorm(b[0], self.stats), b[1].joints, *b[2:]))
 
 # %% ../nbs/13_data.ipynb #fc490ca4
@@ -253,6 +266,8 @@ def reid_dls(
     num_workers:int=0,    # processes that read ahead
     seed:int=None,        # of the sampler and the augmentations
     valid_bs:int=None,    # pictures in a validation batch; None: `bs`
+    warp:tuple=(),        # more augmentations between mirror and shift, e.g. `pgflkd.warp.RotatePerson`
+    loader:callable=noop, # takes each of the two plain loaders and returns what takes its place, e.g. `pgflkd.pipeline.fast`
     path='.',             # where the learner saves
 )->DataLoaders:
     "Training batches of people and a validation loader of queries and gallery in table order, from `df`"
@@ -264,12 +279,12 @@ def reid_dls(
     rows  = L([dict(fn=str(f), pid=int(p), camid=int(c), joints=j) for o in parts for f,p,c,j in zip(o.fn, o.pid, o.camid, o._pose)])
     vocab, n = L(sorted(set(parts[0].pid.tolist()))), len(parts[0])
     dsets = Datasets(rows, [open_picture, open_pose, PidClass(vocab), open_camid], splits=[range(n), range(n, len(rows))], n_inp=2)
-    tfms  = [NormalizePerson(stats), FlipPerson(flip, seed), ShiftPerson((round(pad*H/384), round(pad*W/128)), seed+1), ErasePerson(erase, seed+2),
+    tfms  = [NormalizePerson(stats), FlipPerson(flip, seed), *warp, ShiftPerson((round(pad*H/384), round(pad*W/128)), seed+1), ErasePerson(erase, seed+2),
              DrawParts(map_size, size, sigma, scale, stats)]
     kw    = dict(num_workers=num_workers, after_item=ResizePerson(size), after_batch=tfms)
-    train = PKDL(dsets.train, bs=bs, per_id=per_id, shuffle=True, drop_last=True, **kw)
+    train = loader(PKDL(dsets.train, bs=bs, per_id=per_id, shuffle=True, drop_last=True, **kw))
     train.rng = random.Random(seed)
-    dls   = DataLoaders(train, TfmdDL(dsets.valid, bs=valid_bs or bs, **kw), path=path, device=default_device())
+    dls   = DataLoaders(train, loader(PKDL(dsets.valid, bs=valid_bs or bs, per_id=None, **kw)), path=path, device=default_device())
     dls.vocab, dls.n_classes, dls.map_size, dls.size, dls.stats = vocab, len(vocab), map_size, size, stats
     dls.train_df, dls.test_df = (o.drop(columns='_pose') for o in parts)
     return dls

@@ -11,7 +11,7 @@ from copy import deepcopy
 from torch import nn
 from fastcore.basics import patch
 from .baseline import Baseline, reid_splitter
-from .foreground import ForegroundBranch, pool_parts
+from .foreground import ForegroundBranch, pool_people
 from .semantics import SemanticsBranch
 
 # %% ../nbs/32_network.ipynb #c9f0f895
@@ -31,22 +31,23 @@ class PGFLKD(Baseline):
         self.pool_how = pool
         self.feb = ForegroundBranch(body.n_features, n_classes, attn, attn_scale)    if feb else None
         self.sab = SemanticsBranch (body.n_features, n_classes, interact=interact) if sab else None
-    def branches(self, fmap, f_g, parts):   # (B,C,h,w), (B,C), (B,K,h,w) -> dict
+    def pools(self, fmap, parts):            # (B,C,h,w), (B,K,h,w) -> f_g (B,C), f_parts (B,K,C), f_f (B,C)
         if parts is None: raise ValueError('the pose-guided branches train on `parts` (B,8,h,w): give `reid_dls` the joints, or switch sab and feb off')
-        f_parts = pool_parts(fmap, parts, self.pool_how)                             # Eq. 1
-        out = self.feb(fmap, f_g, f_parts.mean(1)) if self.feb else {}               # Eq. 2-3
-        return out | (self.sab(f_g, f_parts)       if self.sab else {})              # Eq. 6
+        return pool_people(fmap, parts, self.pool_how, *((self.feb.how, self.feb.scale) if self.feb else ()))   # Eq. 1-3
+    def branches(self, f_g, f_parts, f_f):   # -> dict
+        out = self.feb.fuse(f_f, f_g)      if self.feb else {}                       # Eq. 3
+        return out | (self.sab(f_g, f_parts) if self.sab else {})                    # Eq. 6
     def forward(self,
         x:torch.Tensor,          # pictures (B,3,H,W)
         parts:torch.Tensor=None, # part attention (B,K,h,w), each map sums to 1; evaluation never looks at it
     ):                           # training: dict of features (B,C) and logits (B,N); evaluation: f_g after its neck (B,C)
         fmap = self.body(x)
-        f_g  = self.pool(fmap)
-        if not self.training: return self.neck_g.bn(f_g)                             # Sec. 3.5: one feature, no pose
+        if not self.training: return self.neck_g.bn(self.pool(fmap))                 # Sec. 3.5: one feature, no pose
+        f_g, *others = self.pools(fmap, parts) if self.feb or self.sab else [self.pool(fmap)]
         out = dict(f_g=f_g, logits_g=self.neck_g(f_g)[1])
-        return out | self.branches(fmap, f_g, parts) if self.feb or self.sab else out
+        return out | self.branches(f_g, *others) if others else out
 
-# %% ../nbs/32_network.ipynb #34173cb3
+# %% ../nbs/32_network.ipynb #6364d3f0
 @patch
 @torch.no_grad()
 def all_features(self:PGFLKD,
@@ -59,17 +60,17 @@ def all_features(self:PGFLKD,
     try:
         fmap = self.body(x)
         out  = dict(f_g=self.pool(fmap))
-        if self.feb or self.sab: out |= self.branches(fmap, out['f_g'], parts)
+        if self.feb or self.sab: out |= self.branches(out['f_g'], *self.pools(fmap, parts)[1:])
         for name,m in self.named_modules():                # neck_e normalises f_e
             if '_' in name and name.split('.')[-1][:-1]=='neck_': out['f'+name[-2:]] = m.bn(out['f'+name[-2:]])
     finally: self.train(training)
     return {k: v for k,v in out.items() if k.startswith('f_')}
 
-# %% ../nbs/32_network.ipynb #e369853d
+# %% ../nbs/32_network.ipynb #19ca14e7
 def to_baseline(
     model:PGFLKD, # a network, trained or not
 )->Baseline:      # body and neck_g copied, in evaluation mode
     "The main branch of `model` as a plain `Baseline`: the same feature, no pose branch, no weight shared with `model`"
     res = Baseline(deepcopy(model.body), model.neck_g.fc.out_features)
-    res.neck_g = deepcopy(model.neck_g)
+    res.pool, res.neck_g = deepcopy(model.pool), deepcopy(model.neck_g)      # a pool may embed, as SAN's does
     return res.eval()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COCO_JOINTS', 'SKELETON', 'PARTS', 'PART_COLORS', 'JOINT_MIRROR', 'MIRROR', 'InputError', 'TensorPose', 'flip_joints',
-           'draw_heatmaps', 'merge_parts', 'part_attention', 'part_visibility']
+           'draw_heatmaps', 'merge_parts', 'part_attention', 'part_visibility', 'draw_attention']
 
 # %% ../nbs/10_pose.ipynb #eccbc87e
 import torch
@@ -95,3 +95,23 @@ def part_visibility(
     "How high each peak stood above its lowest cell before the softmax of `scale`, read back from the `attention`"
     a = attention.flatten(-2).float().clamp_min(torch.finfo(torch.float32).tiny)
     return (a.amax(-1)/a.amin(-1)).log()/scale
+
+# %% ../nbs/10_pose.ipynb #ea5d2f1c
+_members = torch.tensor([(o+o[:1]*4)[:5] for o in PARTS.values()]).flatten()                  # (40,) five joints a part; the head has five,
+_real    = torch.tensor([[1.]*len(o)+[0.]*(5-len(o)) for o in PARTS.values()]).flatten()      # (40,) who has fewer repeats one, with weight 0
+
+def draw_attention(
+    joints:torch.Tensor, # (B,17,3) x, y in pixels and a confidence
+    size:tuple,          # (h,w) of the maps, in cells
+    image_size:tuple,    # (H,W) of the picture, in pixels
+    sigma:float=0.75,    # width of each bump, in cells
+    scale:float=10.,     # what the maps are multiplied by before the softmax
+)->torch.Tensor:         # (B,8,h,w), each map sums to 1
+    "`part_attention(merge_parts(draw_heatmaps(joints, size, image_size, sigma)), scale)` in one pass, without the 17 maps"
+    joints, (h,w), (H,W) = joints.as_subclass(torch.Tensor).float().nan_to_num(), size, image_size
+    member, real, cells = (o.to(joints.device) for o in (_members, _real, torch.cat([torch.arange(h), torch.arange(w)])+.5))
+    at = torch.cat([(joints[...,1:2]*h/H).expand(-1,-1,h), (joints[...,:1]*w/W).expand(-1,-1,w)], -1)
+    g  = at.sub_(cells).square_().mul_(-1/(2*sigma**2)).clamp_min_(-40).exp_().index_select(1, member)     # (B,40,h+w) bumps along y, bumps along x
+    g[...,:h].mul_((scale*joints[...,2].index_select(1, member)*real)[...,None])
+    g  = g.view(-1, 5, h+w)
+    return torch.bmm(g[...,:h].transpose(1,2), g[...,h:]).view(-1, 8, h*w).softmax(-1).view(-1, 8, h, w)

@@ -133,7 +133,7 @@ def _tables(world, folder, f, stage, J, covered):
     np.savez(folder/'keypoints.npz', names=np.array([n+'.jpg' for n in f.name]), joints=J.astype(np.float32), size=np.stack([h, np.full(len(f), world.size[1])], 1))
 
 # %% ../nbs/12_synthetic.ipynb #8e296a06
-_CODE = ('people.py','wardrobe.py','scenery.py','camera.py','walks.py','synthetic.py')
+_CODE = ('pose.py','capsules.py','people.py','wardrobe.py','scenery.py','camera.py','walks.py','synthetic.py')
 
 def _key(world, seed):
     "Fingerprint of `world`, `seed` and the code that draws them"
