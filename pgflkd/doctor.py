@@ -145,7 +145,7 @@ def _look(fn):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None, 'broken'
 
 _ODD = {'grey': ('note','fine: they become three equal channels'), 'four inks': ('note','fine: they become RGB; colours shift a little'), 'animated': ('note','only the first frame is used'),
-    '16 bit': ('bad','save them with 8 bits: most readers, ours in training too, make them white')}
+    '16 bit': ('note','better saved with 8 bits: we scale them, but many other readers make them white')}
 
 def check_pictures(
     fns:list,       # paths
