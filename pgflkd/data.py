@@ -45,7 +45,7 @@ def open_picture(
 )->PILImage:  # RGB
     "The picture of `row`; raises an `InputError` that names the file when it is broken (a half picture teaches half a person)"
     try:
-        with Image.open(row['fn']) as im: return PILImage((im.point(lambda v: v/256).convert('L') if im.mode.startswith('I;16') else im).convert('RGB'))   # 16-bit grey: Pillow alone clips it to white
+        with Image.open(row['fn']) as im: return PILImage((im.point(lambda v: v/256).convert('L') if im.mode.startswith('I') else im).convert('RGB'))   # 16-bit grey: Pillow alone clips it to white
     except (OSError, SyntaxError) as e: raise InputError(f"{row['fn']}: cannot be read as a picture ({e}); replace the file or drop its row") from None
 
 # %% ../nbs/13_data.ipynb #c74d97b0
