@@ -35,12 +35,12 @@ def test_heatmaps():
 
 @twice
 def test_default_step():
-    rows = bench_step(bs=8, repeats=4, n_classes=150)
+    rows = bench_step(bs=16, repeats=4, n_classes=150)
     assert 1/best(rows, 'pgflkd', 'baseline')<=1.10, rows
 
 @twice
 def test_paper_step():
-    rows = bench_step(arch='resnet50', size=(384,128), bs=2, repeats=3)
+    rows = bench_step(arch='resnet50', size=(384,128), bs=8, repeats=3)   # not fewer: the optimiser's share, the same for any batch, would count four times
     assert 1/best(rows, 'pgflkd', 'baseline')<=1.05, rows
 
 def test_gpu_dry_run(capsys):
