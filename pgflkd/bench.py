@@ -175,14 +175,16 @@ def bench_heatmaps(
     bs:int=64,        # People in a batch
     repeats:int=25,   # Measured batches of each
     map_size:tuple=(24,8), # (h,w)
-)->pd.DataFrame:      # Rows: reading 17 ready maps a person with `np.load`; drawing, merging and the softmax; `us`: microseconds a person
+)->pd.DataFrame:      # Rows: reading 17 ready maps a person with `np.load`; drawing, merging and the softmax; its three operations alone; `us`: microseconds a person
     "Time the part attention of a batch drawn from joints, against merely reading ready heatmaps from files"
     joints = torch.rand(bs,17,3)*torch.tensor([128.,384.,1.])
     with tempfile.TemporaryDirectory() as d, one_thread():
         for i in range(bs): np.save(f'{d}/{i}.npy', np.random.rand(17,*map_size).astype(np.float32))
         load = lambda: torch.from_numpy(np.stack([np.load(f'{d}/{i}.npy') for i in range(bs)]))
-        rows = side_by_side({'np.load': load, 'draw, merge, softmax': lambda: draw_attention(joints, map_size, (384,128))}, repeats)
-    return rows.assign(us=rows.seconds/bs*1e6, bytes_per_person=[17*map_size[0]*map_size[1]*4+128, 17*3*4])
+        h, w = map_size; g, y, x, z = (torch.rand(o) for o in ((bs,17,h+w), (bs*8,h,5), (bs*8,5,w), (bs*8,h*w)))
+        floor = lambda: (g.exp(), torch.bmm(y, x), z.softmax(-1))
+        rows = side_by_side({'np.load': load, 'draw, merge, softmax': lambda: draw_attention(joints, map_size, (384,128)), 'exp, product, softmax alone': floor}, repeats)
+    return rows.assign(us=rows.seconds/bs*1e6, bytes_per_person=[17*h*w*4+128, 17*3*4, 0])
 
 # %% ../nbs/58_bench.ipynb #4e732ced
 def _gpu_step(model, loss, device, store, dice, bs, map_size, bf16, compiled):
