@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'side_by_side', 'one_thread', 'bench_step', 'bench_adam', 'naive_pools', 'bench_heads', 'bench_data',
-           'bench_heatmaps', 'dearest_kernels', 'bench_gpu', 'find_bench', 'parse_size', 'run_bench', 'bench_command']
+           'bench_heatmaps', 'dearest_kernels', 'bench_kernels', 'bench_gpu', 'find_bench', 'parse_size', 'run_bench',
+           'bench_command']
 
 # %% ../nbs/58_bench.ipynb #eccbc87e
 import contextlib, importlib, inspect, os, tempfile, time
@@ -71,6 +72,13 @@ def _batch(bs, size, device='cpu'):
 
 _fused_adam = partial(FusedAdam, sqr_mom=.999, eps=1e-8)
 
+def _steps(arch, size, bs, n_classes):
+    "Training steps of both models on one random batch"
+    x, parts, cls = _batch(bs, size)
+    body = lambda: reid_body(ARCHS[arch], None, stride=size[0]//parts.shape[2])
+    make = lambda model, loss: _trainer(model, loss, x, parts, cls%n_classes, _fused_adam)
+    return dict(baseline=make(Baseline(body(), n_classes), PGFLKDLoss(0.,0.)), pgflkd=make(PGFLKD(body(), n_classes), PGFLKDLoss()))
+
 def bench_step(
     arch:str='resnet18',   # Backbone
     size:tuple=(128,64),   # Pictures (H,W)
@@ -79,11 +87,7 @@ def bench_step(
     n_classes:int=702,     # Training people
 )->pd.DataFrame:           # Rows: baseline, pgflkd
     "Time forward, loss, backward and fused Adam of both models on one random batch of `bs` pictures of `size`"
-    x, parts, cls = _batch(bs, size)
-    body = lambda: reid_body(ARCHS[arch], None, stride=size[0]//parts.shape[2])
-    make = lambda model, loss: _trainer(model, loss, x, parts, cls%n_classes, _fused_adam)
-    with one_thread():
-        return side_by_side(dict(baseline=make(Baseline(body(), n_classes), PGFLKDLoss(0.,0.)), pgflkd=make(PGFLKD(body(), n_classes), PGFLKDLoss())), repeats)
+    with one_thread(): return side_by_side(_steps(arch, size, bs, n_classes), repeats)
 
 # %% ../nbs/58_bench.ipynb #c20ad4d7
 def bench_adam(
@@ -228,6 +232,14 @@ def dearest_kernels(
     total  = sum(map(cost, events)) or 1
     return pd.DataFrame([dict(kernel=e.key[:90], share=cost(e)/total, calls=e.count//3) for e in events[:n]])
 
+def bench_kernels(
+    arch:str='resnet18',  # Backbone
+    size:tuple=(128,64),  # Pictures (H,W)
+    bs:int=64,            # Pictures in a batch
+)->pd.DataFrame:          # Rows: side, kernel, share of the step's time, calls
+    "Where a training step of each model spends its time, on one random batch of `bs` pictures of `size`"
+    with one_thread(): return pd.concat([dearest_kernels(f).assign(side=k) for k,f in _steps(arch, size, bs, 702).items()], ignore_index=True)
+
 # %% ../nbs/58_bench.ipynb #02e74f10
 def bench_gpu(
     arch:str='resnet50',   # Backbone
@@ -271,7 +283,7 @@ def bench_gpu(
     return pd.DataFrame(rows)
 
 # %% ../nbs/58_bench.ipynb #34173cb3
-BENCHES = dict(step='pgflkd.bench:bench_step', adam='pgflkd.bench:bench_adam', heads='pgflkd.bench:bench_heads', data='pgflkd.bench:bench_data', heatmaps='pgflkd.bench:bench_heatmaps', gpu='pgflkd.bench:bench_gpu',
+BENCHES = dict(step='pgflkd.bench:bench_step', adam='pgflkd.bench:bench_adam', heads='pgflkd.bench:bench_heads', kernels='pgflkd.bench:bench_kernels', data='pgflkd.bench:bench_data', heatmaps='pgflkd.bench:bench_heatmaps', gpu='pgflkd.bench:bench_gpu',
     world='pgflkd.synthetic:bench_world', rank='pgflkd.bench_ranking:bench_rank', million='pgflkd.bench_ranking:bench_million', embed='pgflkd.engines:bench_embed', search='pgflkd.engines:bench_search')  # name -> where its function is
 
 def find_bench(
@@ -309,19 +321,19 @@ def run_bench(
     rows, text = f(**given), lambda v: 'x'.join(map(str, v)) if isinstance(v, tuple) else v
     used = {k: text(given.get(k, p.default)) for k,p in known.items() if k in ('arch','size','bs','n','channels','map_size','preset')}
     facts = run_facts(torch.device('cuda' if what=='gpu' and torch.cuda.is_available() else str(given.get('device', 'cpu'))))
-    if facts['device'].endswith('threads') and what in ('step','adam','heads','data','heatmaps'): facts['device'] = facts['device'].rsplit(',', 1)[0] + ', 1 thread, CPU time'
+    if facts['device'].endswith('threads') and what in ('step','adam','heads','kernels','data','heatmaps'): facts['device'] = facts['device'].rsplit(',', 1)[0] + ', 1 thread, CPU time'
     rows = rows.assign(**{k: v for k,v in {**used, **facts}.items() if k not in rows})
     if out:
         path = Path(out); path = path if path.suffix=='.csv' else path/f'{what}.csv'
         old  = pd.read_csv(path) if path.exists() else rows
-        on   = [k for k in ('side','batch','way','quick',*used,'device') if k in rows and k in old]
+        on   = [k for k in ('side','kernel','batch','way','quick',*used,'device') if k in rows and k in old]
         add_rows(path, rows, on=on)
     return rows
 
 # %% ../nbs/58_bench.ipynb #e369853d
 @call_parse
 def bench_command(
-    what:str,             # step, adam, heads, data, heatmaps, gpu, world, rank, embed or search
+    what:str,             # step, kernels, adam, heads, data, heatmaps, gpu, world, rank, million, embed or search
     arch:str=None,        # Backbone
     size:str=None,        # Height x width of the pictures, e.g. 384x128
     bs:int=None,          # Pictures in a batch
