@@ -35,14 +35,17 @@ def side_by_side(
     todo:dict,        # name of a side -> function without arguments; the first is what the others are compared with
     repeats:int=9,    # measured calls of each
     wall:bool=False,  # wall time, the GPU awaited, in place of this process's CPU time
+    calls:int=1,      # calls that make one measured turn: several where one is over in less than a millisecond
 )->pd.DataFrame:      # one row a side: median, fastest, slowest in seconds; median of the first's time over its own (`speedup`) and of its own over the first's (`ratio`)
-    "Time the functions of `todo` in turns, `repeats` times after a warm-up, each ratio within one turn"
+    "Time the functions of `todo` in turns of `calls`, `repeats` times after a warm-up, each ratio within one turn"
     clock, wait = (time.perf_counter, torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)) if wall else (time.process_time, lambda: None)
     times = {k: [] for k in todo}
     for i in range(repeats+1):
         for k,f in todo.items():
-            wait(); start = clock(); f(); wait()
-            if i: times[k].append(clock()-start)
+            wait(); start = clock()
+            for _ in range(calls): f()
+            wait()
+            if i: times[k].append((clock()-start)/calls)
     t = {k: np.array(v) for k,v in times.items()}; first = next(iter(t.values()))
     return pd.DataFrame([dict(side=k, seconds=np.median(v), fastest=v.min(), slowest=v.max(), speedup=np.median(first/v), ratio=np.median(v/first), repeats=repeats) for k,v in t.items()])
 
@@ -187,7 +190,7 @@ def bench_heatmaps(
         load = lambda: torch.from_numpy(np.stack([np.load(f'{d}/{i}.npy') for i in range(bs)]))
         h, w = map_size; g, y, x, z = (torch.rand(o) for o in ((bs,17,h+w), (bs*8,h,5), (bs*8,5,w), (bs*8,h*w)))
         floor = lambda: (g.exp(), torch.bmm(y, x), z.softmax(-1))
-        rows = side_by_side({'np.load': load, 'draw, merge, softmax': lambda: draw_attention(joints, map_size, (384,128)), 'exp, product, softmax alone': floor}, repeats)
+        rows = side_by_side({'np.load': load, 'draw, merge, softmax': lambda: draw_attention(joints, map_size, (384,128)), 'exp, product, softmax alone': floor}, repeats, calls=10)
     return rows.assign(us=rows.seconds/bs*1e6, bytes_per_person=[17*h*w*4+128, 17*3*4, 0])
 
 # %% ../nbs/58_bench.ipynb #4e732ced

@@ -8,6 +8,7 @@ __all__ = ['COCO_JOINTS', 'SKELETON', 'PARTS', 'PART_COLORS', 'JOINT_MIRROR', 'M
 
 # %% ../nbs/10_pose.ipynb #eccbc87e
 import torch
+from functools import lru_cache
 from fastai.torch_core import TensorBase
 
 # %% ../nbs/10_pose.ipynb #8f14e45f
@@ -67,7 +68,7 @@ def draw_heatmaps(
     "One Gaussian of width `sigma` for each of the `joints`, sampled at the cell centres of a map of `size`"
     x,y,c = joints.as_subclass(torch.Tensor).float().nan_to_num().unbind(-1)
     bump = lambda p,n: torch.exp(-(torch.arange(n, device=p.device)+.5-p[...,None])**2/(2*sigma**2))
-    gy,gx = bump(y*size[0]/image_size[0], size[0]), bump(x*size[1]/image_size[1], size[1])
+    gy,gx = bump(y*(size[0]/image_size[0]), size[0]), bump(x*(size[1]/image_size[1]), size[1])
     return c[...,None,None] * gy[...,:,None] * gx[...,None,:]
 
 # %% ../nbs/10_pose.ipynb #17e62166
@@ -100,6 +101,13 @@ def part_visibility(
 _members = torch.tensor([(o+o[:1]*4)[:5] for o in PARTS.values()]).flatten()                  # (40,) five joints a part; the head has five,
 _real    = torch.tensor([[1.]*len(o)+[0.]*(5-len(o)) for o in PARTS.values()]).flatten()      # (40,) who has fewer repeats one, with weight 0
 
+@lru_cache(32)
+def _grid(size, image_size, device):
+    "What `draw_attention` needs to know of two sizes: a part's joints and which count; for each row and column of the map, then: y or x, cells a pixel, its centre below zero"
+    (h,w), (H,W) = size, image_size
+    axis, step = torch.tensor([1]*h + [0]*w), torch.tensor([h/H]*h + [w/W]*w)
+    return [o.to(device) for o in (_members, _real, axis, step, -torch.cat([torch.arange(h), torch.arange(w)])-.5)]
+
 def draw_attention(
     joints:torch.Tensor, # (B,17,3) x, y in pixels and a confidence
     size:tuple,          # (h,w) of the maps, in cells
@@ -108,10 +116,10 @@ def draw_attention(
     scale:float=10.,     # what the maps are multiplied by before the softmax
 )->torch.Tensor:         # (B,8,h,w), each map sums to 1
     "`part_attention(merge_parts(draw_heatmaps(joints, size, image_size, sigma)), scale)` in one pass, without the 17 maps"
-    joints, (h,w), (H,W) = joints.as_subclass(torch.Tensor).float().nan_to_num(), size, image_size
-    member, real, cells = (o.to(joints.device) for o in (_members, _real, torch.cat([torch.arange(h), torch.arange(w)])+.5))
-    at = torch.cat([(joints[...,1:2]*h/H).expand(-1,-1,h), (joints[...,:1]*w/W).expand(-1,-1,w)], -1)
-    g  = at.sub_(cells).square_().mul_(-1/(2*sigma**2)).clamp_min_(-40).exp_().index_select(1, member)     # (B,40,h+w) bumps along y, bumps along x
+    joints, (h,w) = joints.as_subclass(torch.Tensor).float().nan_to_num(), size
+    member, real, axis, step, cells = _grid(tuple(size), tuple(image_size), joints.device)
+    far = torch.addcmul(cells, joints.index_select(2, axis), step).square_().clamp_max_(80*sigma**2)       # (B,17,h+w) squared distance to each row, each column
+    g   = far.mul_(-1/(2*sigma**2)).exp_().index_select(1, member)                                         # (B,40,h+w) bumps along y, bumps along x
     g[...,:h].mul_((scale*joints[...,2].index_select(1, member)*real)[...,None])
-    g  = g.view(-1, 5, h+w)
+    g   = g.view(-1, 5, h+w)
     return torch.bmm(g[...,:h].transpose(1,2), g[...,h:]).view(-1, 8, h*w).softmax(-1).view(-1, 8, h, w)
