@@ -2,7 +2,8 @@
 import functools, warnings
 warnings.filterwarnings('ignore')
 import pytest, torch
-from pgflkd.bench import bench_data, bench_gpu, bench_heads, bench_heatmaps, bench_step, dearest_kernels
+from pgflkd.bench import bench_data, bench_heads, bench_heatmaps, bench_step, dearest_kernels
+from pgflkd.bench_gpu import bench_gpu
 
 def twice(f):
     "A machine that others use may have a bad minute: try once more before failing"

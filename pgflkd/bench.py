@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'side_by_side', 'one_thread', 'bench_step', 'bench_adam', 'naive_pools', 'bench_heads', 'bench_data',
-           'bench_heatmaps', 'dearest_kernels', 'bench_kernels', 'bench_gpu', 'find_bench', 'parse_size', 'run_bench',
+           'bench_heatmaps', 'dearest_kernels', 'bench_kernels', 'find_bench', 'parse_size', 'run_bench',
            'bench_command']
 
 # %% ../nbs/58_bench.ipynb #eccbc87e
-import contextlib, importlib, inspect, os, tempfile, time
+import contextlib, importlib, inspect, tempfile, time
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -22,7 +22,6 @@ from torch import nn
 from .pose import InputError, draw_attention
 from .data import ErasePerson, FlipPerson, NormalizePerson, ShiftPerson
 from .baseline import ARCHS, Baseline, reid_body, reid_splitter
-from .callbacks import fast_bf16
 from .foreground import pool_people
 from .network import PGFLKD
 from .losses import PGFLKDLoss
@@ -193,33 +192,7 @@ def bench_heatmaps(
         rows = side_by_side({'np.load': load, 'draw, merge, softmax': lambda: draw_attention(joints, map_size, (384,128)), 'exp, product, softmax alone': floor}, repeats, calls=10)
     return rows.assign(us=rows.seconds/bs*1e6, bytes_per_person=[17*h*w*4+128, 17*3*4, 0])
 
-# %% ../nbs/58_bench.ipynb #4e732ced
-def _gpu_step(model, loss, device, store, dice, bs, map_size, bf16, compiled):
-    "Two functions: a training step with loading, and one on a batch that is already there"
-    size = store.shape[1:3]
-    model = model.to(device=device, memory_format=torch.channels_last).train()
-    if compiled: model.body.compile(mode=compiled)
-    opt, cast = _fused_adam(reid_splitter(model), lr=3.5e-4, wd=5e-4), lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-    joints = torch.rand(len(store),17,3, device=device)*torch.tensor([size[1],size[0],1.], device=device)
-    def load():
-        i = torch.randint(0, len(store), (bs,)).to(device)
-        x, pose = dice((store[i], joints[i]))
-        return x, draw_attention(pose, map_size, size)
-    def train(x, parts):
-        cls = torch.arange(bs, device=device)//4
-        opt.zero_grad()
-        with cast(): out = model(x, parts)
-        loss({k: v.float() for k,v in out.items()}, torch.stack([cls,cls], 1), cls).backward()
-        opt.step()
-    kept = load()
-    return lambda: train(*load()), lambda: train(*kept), load
-
-def _peak(step, device):
-    "Gigabytes that the GPU holds at most during `step`; None without a GPU"
-    if device.type!='cuda': return None
-    torch.cuda.reset_peak_memory_stats(device); step(); torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated(device)/1e9
-
+# %% ../nbs/58_bench.ipynb #1ff1de77
 def dearest_kernels(
     step:callable, # to profile
     n:int=10,      # how many rows
@@ -243,50 +216,8 @@ def bench_kernels(
     "Where a training step of each model spends its time, on one random batch of `bs` pictures of `size`"
     with one_thread(): return pd.concat([dearest_kernels(f).assign(side=k) for k,f in _steps(arch, size, bs, 702).items()], ignore_index=True)
 
-# %% ../nbs/58_bench.ipynb #02e74f10
-def bench_gpu(
-    arch:str='resnet50',   # Backbone
-    size:tuple=(384,128),  # Pictures (H,W)
-    batches:tuple=(64,256), # Batch sizes
-    repeats:int=9,         # Measured steps of each
-    pictures:int=4096,     # Decoded pictures on the card
-    compile:bool=True,     # Also with `torch.compile`, with and without CUDA graphs
-    bandwidth:float=4.3e12, # Bytes a second that the memory moves
-    bytes_per_pixel:float=1.02e4, # Traffic of a training step, per pixel: 0.50 GB at 384x128
-    quick:bool=False,      # Small and short, on any device: a dry run
-    profile:bool=True,     # Print the ten dearest kernels
-)->pd.DataFrame:           # One row a model, batch and way
-    "Training steps with loading on the GPU: pictures a second, share of the traffic bound and of the input, peak memory, PGFL-KD against the baseline"
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    if device.type=='cpu' and not quick: raise InputError('no GPU here: run it on a machine with one, or add --quick for a dry run on the CPU')
-    if quick: arch, size, batches, repeats, pictures, compile = 'resnet18', (64,32), (8,), 2, 32, False
-    stride = 16 if size[0]>=256 else 8
-    map_size, bf16 = tuple(n//stride for n in size), fast_bf16(device)
-    store = torch.randint(0, 256, (pictures, *size, 3), dtype=torch.uint8, device=device)
-    norm, pad = NormalizePerson(([.5]*3,[.25]*3)), (round(10*size[0]/384), round(10*size[1]/128))
-    dice  = PaintPerson([norm, FlipPerson(.5, 0), ShiftPerson(pad, 1), ErasePerson(.5, 2)], True)
-    models = dict(baseline=lambda b: (Baseline(b, 702), PGFLKDLoss(0.,0.)), pgflkd=lambda b: (PGFLKD(b, 702), PGFLKDLoss()))
-    rows, bound = [], bandwidth/(bytes_per_pixel*size[0]*size[1])
-    for way in ([None,'default','reduce-overhead'] if compile else [None]):
-        for bs in batches:
-            made = {}
-            for name,make in models.items():
-                model, loss = make(reid_body(ARCHS[arch], None, stride=stride))
-                try: made[name] = _gpu_step(model, loss, device, store, dice, bs, map_size, bf16, way); [f() for f in made[name][:2]]
-                except RuntimeError as e: print(f'{name}, batch {bs}, {way}: {type(e).__name__}'); made.pop(name, None)   # too little memory, or no compiler
-            if len(made)<2: continue
-            t = {k: side_by_side({n: o[i] for n,o in made.items()}, repeats, wall=True).set_index('side') for i,k in enumerate(('full','kept','load'))}
-            for name in made:
-                full = t['full'].loc[name]
-                rows.append(dict(side=name, batch=bs, way=way or 'eager', seconds=full.seconds, fastest=full.fastest, slowest=full.slowest, ratio=full.ratio, repeats=repeats,
-                                 pictures_per_second=bs/full.seconds, share_of_bound=bs/full.seconds/bound, input_share=max(0., 1-t['kept'].loc[name].seconds/full.seconds),
-                                 input_seconds=t['load'].loc[name].seconds, peak_gb=_peak(made[name][0], device),
-                                 precision='bf16' if bf16 else 'fp32', arch=arch, size='x'.join(map(str, size)), quick=quick))
-            if profile and way is None: print(f'batch {bs}: the ten dearest kernels of a PGFL-KD step\n{dearest_kernels(made["pgflkd"][0]).round(3).to_string(index=False)}')
-    return pd.DataFrame(rows)
-
-# %% ../nbs/58_bench.ipynb #34173cb3
-BENCHES = dict(step='pgflkd.bench:bench_step', adam='pgflkd.bench:bench_adam', heads='pgflkd.bench:bench_heads', kernels='pgflkd.bench:bench_kernels', data='pgflkd.bench:bench_data', heatmaps='pgflkd.bench:bench_heatmaps', gpu='pgflkd.bench:bench_gpu',
+# %% ../nbs/58_bench.ipynb #4e732ced
+BENCHES = dict(step='pgflkd.bench:bench_step', adam='pgflkd.bench:bench_adam', heads='pgflkd.bench:bench_heads', kernels='pgflkd.bench:bench_kernels', data='pgflkd.bench:bench_data', heatmaps='pgflkd.bench:bench_heatmaps', gpu='pgflkd.bench_gpu:bench_gpu',
     world='pgflkd.synthetic:bench_world', rank='pgflkd.bench_ranking:bench_rank', million='pgflkd.bench_ranking:bench_million', embed='pgflkd.engines:bench_embed', search='pgflkd.engines:bench_search')  # name -> where its function is
 
 def find_bench(
@@ -307,7 +238,7 @@ def parse_size(
     if len(size)!=2 or any(o<32 or o%16 for o in size): raise InputError(f'--size: {text} is no height x width in multiples of 16, at least 32; take e.g. 384x128')
     return size
 
-# %% ../nbs/58_bench.ipynb #182be0c5
+# %% ../nbs/58_bench.ipynb #6ea9ab1b
 def run_bench(
     what:str,     # name of the benchmark
     out=None,     # folder or CSV file for the rows
@@ -333,7 +264,7 @@ def run_bench(
         add_rows(path, rows, on=on)
     return rows
 
-# %% ../nbs/58_bench.ipynb #e369853d
+# %% ../nbs/58_bench.ipynb #34173cb3
 @call_parse
 def bench_command(
     what:str,             # step, kernels, adam, heads, data, heatmaps, gpu, world, rank, million, embed or search
