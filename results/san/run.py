@@ -110,8 +110,8 @@ def one(name, dls, s, key, out, work):
     work.unlink(missing_ok=True)
     return learn, seconds
 
-def san_ablation(preset='small', seeds=(0,1,2), epochs=6, out='results/san', work='runs/san', rows=tuple(ROWS), lr=1e-3, arch='resnet18', size=64, bs=64, show='SAN'):
-    "Train `rows` on the world `preset` with each of `seeds`, `epochs` each; textures of `size`; skips what stands in `out`"
+def san_ablation(preset='small', seeds=(0,1,2), epochs=6, out='results/san', work='runs/san', rows=tuple(ROWS), lr=1e-3, arch='resnet18', size=64, stride=16, bs=64, show='SAN'):
+    "Train `rows` on the world `preset` with each of `seeds`, `epochs` each; textures of `size`, a cell of the last map every `stride` pixels; skips what stands in `out`"
     if preset not in PRESETS: raise InputError(f'--preset: {preset} is no world, take one of {", ".join(PRESETS)}')
     for r in rows:
         if r not in ROWS: raise InputError(f'--rows: {r} is unknown, take {", ".join(ROWS)}')
@@ -120,13 +120,13 @@ def san_ablation(preset='small', seeds=(0,1,2), epochs=6, out='results/san', wor
     for seed in seeds:
         dls = None
         for name in rows:
-            key = dict(dataset=f'synthetic_{preset} (world seed {seed})', seed=seed, epochs=epochs, lr=lr)
+            key = dict(dataset=f'synthetic_{preset} (world seed {seed})', seed=seed, epochs=epochs, lr=lr, stride=stride)
             mark = dict(key, painter=name) if name=='SAN_PG' else dict(key, model=name)
             if done(out/('texture.csv' if name=='SAN_PG' else 'ablation.csv'), mark): continue
             if dls is None:
                 df = render_world(preset, seed=seed, progress=False)
-                dls = reid_dls(df, world_joints(df), size=(128,64), bs=bs, per_id=4, seed=seed)
-            learn, seconds = one(name, dls, s, key, out, work/f'{preset}-{seed}-{name}-{epochs}-{lr}.pth')
+                dls = reid_dls(df, world_joints(df), size=(128,64), bs=bs, per_id=4, stride=stride, seed=seed)
+            learn, seconds = one(name, dls, s, key, out, work/f'{preset}-{seed}-{name}-{epochs}-{lr}-{stride}.pth')
             print(f'{preset}, seed {seed}, {name}: {seconds} s; mAP ' + ', '.join(f'{q} {r.mAP*100:.1f}' for q,r in learn.rank_gallery.results.items()), flush=True)
 
 @call_parse
@@ -138,9 +138,10 @@ def main(
     lr:float=1e-3,                # Highest learning rate (one-cycle)
     arch:str='resnet18',          # Backbone, from random weights
     size:int=64,                  # Height and width of the textures
+    stride:int=16,                # Pixels a cell of the last map, as the original's
     bs:int=64,                    # Pictures in a batch, 4 of each person
     out:str='results/san',        # Folder of the tables
     work:str='runs/san',          # Folder of the checkpoints
 ):
     "Ablation of SAN on a rendered world"
-    guarded('san', lambda: san_ablation(preset, [int(o) for o in seeds.split(',')], epochs, out, work, rows.split(','), lr, arch, size, bs))
+    guarded('san', lambda: san_ablation(preset, [int(o) for o in seeds.split(',')], epochs, out, work, rows.split(','), lr, arch, size, stride, bs))
