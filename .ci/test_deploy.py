@@ -135,3 +135,44 @@ def test_search_command(model, crops, command, tmp_path):
     assert q.name not in r.stdout and '_c1s1' in r.stdout
     r = search('--model', model, '--camera', 'x')
     assert r.returncode==2 and r.stderr.count('\n')==1, r.stderr
+
+def test_export_states_parity_and_int8_loss(tmp_path):
+    "Every format is compared when it is written and again here; the card says what eight bits cost, and that is what they cost"
+    pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
+    from torchvision.models import resnet18
+    from pgflkd.data import reid_dls
+    from pgflkd.deploy import evaluate_embedder, export, load_embedder
+    from pgflkd.learner import baseline_learner
+    from pgflkd.synthetic import render_world, world_joints
+    df = render_world('tiny', progress=False)
+    dls = reid_dls(df, world_joints(df), size=(64,32), stride=16, bs=32, per_id=4, seed=0)
+    torch.manual_seed(0)
+    f = export(baseline_learner(dls, resnet18, weights=None), tmp_path/'student.safetensors', int8=True, accuracy=pd.DataFrame())
+    card = json.loads((tmp_path/'student.json').read_text())
+    assert {k: v['min_cosine']>=.99999 for k,v in card['parity'].items() if k!='int8'}==dict(safetensors=True, onnx=True, program=True)
+    x = torch.rand(5, 3, 64, 32)
+    a, b = (load_embedder(tmp_path/f'student{s}')(x) for s in ('.safetensors','.onnx'))
+    assert (a*b).sum(1).min()>=.99999 and (a-b).abs().max()<=1e-5
+    stated = {r['query_set']: r for r in card['int8']}
+    mAP = evaluate_embedder(load_embedder(tmp_path/'student.int8.onnx'), dls.test_df).set_index('query_set').mAP
+    assert set(stated)==set(mAP.index) and all(abs(stated[s]['mAP_int8']-mAP[s])<1e-6 for s in stated)
+    assert all(abs(r['points_lost']-100*(r['mAP_fp32']-r['mAP_int8']))<1e-9 for r in stated.values())
+
+def test_big_gallery_becomes_approximate(tmp_path, capsys):
+    "Below 100,000 rows search is exact; from there on it is approximate, with the recall that was measured and that a new measurement confirms"
+    pytest.importorskip('faiss', reason='faiss is not installed: pip install -e ".[search]"')
+    from pgflkd.gallery import BIG, Gallery
+    from pgflkd.index import crowd_features, recall
+    f, pid, q, _ = crowd_features(BIG, 32, noise=.7, latent=16, queries=50)
+    g = Gallery.create(tmp_path/'g', dim=32)
+    g.add(f[:-1], pd.DataFrame(dict(pid=pid[:-1])))
+    assert Gallery.open(tmp_path/'g').how=='exact' and not capsys.readouterr().err
+    g.add(f[-1:])
+    g = Gallery.open(tmp_path/'g')
+    said, index = capsys.readouterr().err, g.view.m['index']
+    assert 'building an index of 100,000 pictures' in said and index['recall']>=.95 and f"recall@10 {index['recall']:.3f}" in g.how, said
+    exact = Gallery.open(tmp_path/'g', big=None)
+    assert exact.how=='exact'
+    found, true = ([o.search(x).id.to_numpy() for x in q] for o in (g, exact))
+    assert recall(found, np.array(true))>=.9
+    assert g.search(q[0]).attrs['how']==g.how and Gallery.open(tmp_path/'g').how==g.how and not capsys.readouterr().err

@@ -106,7 +106,7 @@ def load_torch(
     odd  = [k for k in {*want, *tensors} if k not in want or k not in tensors or want[k].shape!=tensors[k].shape]
     if odd: refuse(f"{path}: {len(odd)} tensors do not fit a {card['arch']} (e.g. {sorted(odd)[0]}); export the learner again")
     net.load_state_dict(tensors)
-    return net.eval().to(device), dict(card, weights=fingerprint(tensors))
+    return net.eval().to(device), dict(card, dim=net.neck_g['bn'].num_features, weights=fingerprint(tensors))
 
 # %% ../nbs/54_deploy.ipynb #1f0e3dad
 def load_onnx(

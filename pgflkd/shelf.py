@@ -141,7 +141,7 @@ def compact_folder(
     "Write what is alive in `folder` as one shard and take the rest from the disk"
     with writing(folder):
         v = View(folder); m = dict(v.m)
-        keep, old = np.flatnonzero(v.alive), [f'{s["name"]}.{e}' for s in m['shards'] for e in ('npy','csv')] + [m['dead']]*bool(m['dead'])
+        keep, old = np.flatnonzero(v.alive), [f'{s["name"]}.{e}' for s in m['shards'] for e in ('npy','csv')] + [o for o in (m['dead'], (m['index'] or {}).get('file')) if o]
         m.update(shards=[], dead=None, index=None)
         if len(keep):
             name = f'{m["serial"]:06d}'
@@ -269,5 +269,7 @@ def embed_command(
         src = pictures if table is None else read_table(table, pictures)
         m = embed_pictures(src, load_embedder(model, device), out, bs, every, progress=True)
         for b in m['bad'][:10]: print(f"skipped {b['why']}")
+        from pgflkd.gallery import BIG, Gallery
+        if sum(s['rows'] for s in m['shards'])>=BIG: Gallery.open(out)   # builds its index now, not when somebody waits for an answer
         print(f"{out}: {sum(s['rows'] for s in m['shards']):,} pictures of width {m['dim']}, {len(m['bad'])} skipped")
     guarded('pgflkd_embed', job)
