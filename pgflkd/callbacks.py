@@ -7,12 +7,13 @@ __all__ = ['rank_sets', 'RankGallery', 'CallbackMetric', 'reid_metrics', 'LogTer
            'write_whole', 'RunLog']
 
 # %% ../nbs/40_callbacks.ipynb #c81e728d
-import os, random
+import io, os, random
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
 from fastai.basics import Callback, Metric, set_seed, to_float
+from .pose import InputError
 from .metrics import evaluate_features
 
 # %% ../nbs/40_callbacks.ipynb #45c48cce
@@ -131,14 +132,20 @@ def write_whole(
     path:Path,      # file to write
     write:callable, # called with the temporary path beside it
 ):
-    "Let `write` fill a temporary file beside `path`, then let that take the place of `path`"
+    "Let `write` fill a temporary file beside `path`, then let that take the place of `path`; if `write` fails, nothing is left of it"
     tmp = path.with_name(f'.{path.name}.tmp')
-    write(tmp)
-    os.replace(tmp, path)
+    try:
+        write(tmp)
+        with open(tmp, 'rb') as f: os.fsync(f.fileno())    # a power cut, too, finds the old or the new
+        os.replace(tmp, path)
+    except OSError as e:
+        if e.errno: e.filename = str(path)      # a full disk does not say which file found no room
+        raise
+    finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/40_callbacks.ipynb #b53b3a3d
 class RunLog(Callback):
-    "After each epoch write model, optimiser and the log's rows, marked `title`, into `file`; seed each epoch with `seed` and its number"
+    "After each epoch write model, optimiser and the log's rows, marked `title`, into `file`; seed each epoch with `seed` and its number; stop with an `InputError` rather than write what is no number"
     order = 90  # after Recorder, LogTerms
     def __init__(self,
         file:Path, # checkpoint
@@ -146,21 +153,31 @@ class RunLog(Callback):
         seed:int,  # of the run
     ): self.file, self.title, self.seed, self.rows, self.first = file, title, seed, [], 0
     def resume(self):
-        "Load what is in `file`, if anything; returns the epoch to go on with"
-        if self.file.exists():
+        "Load what is in `file`, if anything; returns the epoch to go on with. Only numbers are read, no code; raises `InputError` for a file that is no checkpoint of this network"
+        if not self.file.exists(): return self.first
+        try:
             state = torch.load(self.file, map_location=self.dls.device, weights_only=True)
             self.learn.model.load_state_dict(state['model'])
             self.learn.create_opt()
             self.learn.opt.load_state_dict(state['opt'])
             self.rows, self.first = state['rows'], len(state['rows'])
+        except Exception as e: raise InputError(f'{self.file}: is no checkpoint of this run ({type(e).__name__}); move it away to train this model from its start') from None
         return self.first
-    def before_epoch(self):
-        seed = 1000*self.seed + self.epoch
+    def before_epoch(self): self.draw(self.epoch)
+    def draw(self, epoch):
+        "Seed all that draws for `epoch`"
+        seed = 1000*self.seed + epoch
         set_seed(seed)
         fs = self.dls.train.after_batch.fs
         for o in (self.dls.train, *fs, *(t for f in fs for t in getattr(f, 'tfms', []))):   # `tfms`: what a fused transform draws from
             if isinstance(getattr(o, 'rng', None), random.Random): o.rng.seed(seed)
             elif hasattr(o, 'rng'): o.rng.manual_seed(seed)   # of an augmentation
+    def after_train(self):
+        lost = [k for k,v in self.log_terms.history[-1].items() if not np.isfinite(v)]
+        good = torch.stack([v.isfinite().all() for v in self.learn.model.state_dict().values()]).all()
+        if not lost and good: return
+        kept = f'; {self.file} keeps the weights after epoch {len(self.rows)-1}' if self.rows else ''
+        raise InputError(f'{self.title}: {lost[0] if lost else "a weight"} became infinite or no number in epoch {self.epoch}; start again with a lower learning rate (--lr) in another folder{kept}')
     def after_epoch(self):
         if self.epoch < self.first: return   # skipped: it was run before
         values = zip(self.recorder.metric_names[1:-1], map(float, self.learn.final_record))
@@ -168,4 +185,5 @@ class RunLog(Callback):
         if torch.distributed.is_initialized() and torch.distributed.get_rank(): return   # one process writes for all
         opt = self.learn.opt.state_dict()
         opt = dict(state=list(opt['state']), hypers=[{k: float(v) for k,v in h.items()} for h in opt['hypers']])
-        write_whole(self.file, lambda f: torch.save(dict(model=self.learn.model.state_dict(), opt=opt, rows=self.rows), f))
+        whole = io.BytesIO(); torch.save(dict(model=self.learn.model.state_dict(), opt=opt, rows=self.rows), whole)   # torch calls a full disk a RuntimeError, Python an OSError
+        write_whole(self.file, lambda f: f.write_bytes(whole.getbuffer()))

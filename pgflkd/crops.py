@@ -65,7 +65,7 @@ def from_df(
     if not isinstance(data, pd.DataFrame):
         source, first, root = str(data), 2, root or Path(data).absolute().parent     # row 2 of the file is the first under its header
         try: data = pd.read_csv(data, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as e: raise InputError(f'{source}: cannot be read as a CSV ({str(e).strip()}); save it with commas and one header line') from None
+        except Exception as e: raise InputError(f'{source}: cannot be read as a CSV ({" ".join(str(e).split())[:160]}); save it with commas and one header line') from None
     if not len(data): raise InputError(f'{source}: holds no rows; give one a picture')
     df = _checked(data.rename(columns=rename or {}).reset_index(drop=True), source, first)
     return df.assign(fn=[os.path.join(root or os.getcwd(), o) for o in df.fn])

@@ -29,6 +29,7 @@ def check_table(
 ):
     "Raise an `InputError` if `df` cannot give batches of `bs` pictures, `per_id` of each person, and a retrieval test"
     if miss := {'fn','pid','camid','role'} - set(df.columns): raise InputError(f'the table lacks the column {sorted(miss)[0]!r}; it needs fn, pid, camid and role')
+    if bs<1 or per_id<1: raise InputError(f'bs={bs}, per_id={per_id}: a batch needs at least one picture of one person')
     if bs % per_id: raise InputError(f'bs={bs} is not a multiple of per_id={per_id}; take bs={max(1, bs//per_id)*per_id}')
     if len(gone := [o for o in df.fn if not Path(o).is_file()]): raise InputError(f'{gone[0]}: no such file ({len(gone)} of {len(df)} are missing); correct the column fn')
     if (twice := df.duplicated(['fn','role'])).any(): raise InputError(f'{df.fn[twice].iloc[0]}: more than one row of the same role; drop the duplicates')
@@ -46,7 +47,7 @@ def open_picture(
     "The picture of `row`; raises an `InputError` that names the file when it is broken (a half picture teaches half a person)"
     try:
         with Image.open(row['fn']) as im: return PILImage((im.point(lambda v: v/256).convert('L') if im.mode.startswith('I') else im).convert('RGB'))   # 16-bit grey: Pillow alone clips it to white
-    except (OSError, SyntaxError) as e: raise InputError(f"{row['fn']}: cannot be read as a picture ({e}); replace the file or drop its row") from None
+    except Exception as e: raise InputError(f"{row['fn']}: cannot be read as a picture ({' '.join(str(e).split()) or type(e).__name__}); replace the file or drop its row") from None   # a broken file makes Pillow raise whatever it likes
 
 # %% ../nbs/13_data.ipynb #c74d97b0
 def row_joints(
@@ -57,7 +58,10 @@ def row_joints(
     if joints is None: return np.zeros((len(df),17,3), np.float32)
     if stored := isinstance(joints, (str,Path)):
         if not Path(joints).is_file(): raise InputError(f'{joints}: no such file; give the keypoint store (.npz)')
-        joints = np.load(joints)['joints']
+        try:
+            with np.load(joints) as z: array = z['joints']
+        except Exception as e: raise InputError(f'{joints}: cannot be read as an .npz with the array joints ({type(e).__name__}); write it with KeypointStore.save') from None
+        joints = array
     joints = np.asarray(joints, np.float32)
     if joints.shape[1:] != (17,3): raise InputError(f'joints has shape {joints.shape}; it should be (n,17,3)')
     row, n = np.arange(len(df)), len(joints)

@@ -78,6 +78,11 @@ BENCHMARKS = dict(
             Part('query','test/occluded_body_images',0,'occluded',True), Part('gallery','test/whole_body_images',1)), r'(?P<pid>\d+)_'),)))
 
 # %% ../nbs/52_datasets.ipynb #c20ad4d7
+def _lines(path):
+    "The lines of the list `path`"
+    try: return path.read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: cannot be read as a list ({type(e).__name__}); unpack the benchmark again') from None
+
 def _listed(home, part):
     "Pictures of `part`, with the pid that its list gives them, or None"
     folder = home/part.folder
@@ -85,7 +90,7 @@ def _listed(home, part):
         if not (fns := pictures(folder)): raise InputError(f'{folder}: holds no pictures (.jpg, .png, .tif); put them there')
         return [(fn, None) for fn in fns]
     there, rows = set(pictures(folder)), []
-    for i,line in enumerate((home/part.names).read_text().splitlines()):
+    for i,line in enumerate(_lines(home/part.names)):
         fn, pid = (line.split() + [''])[:2] if line.strip() else ('','')
         if not pid.isdigit(): raise InputError(f'{home/part.names}: line {i+1} is {line!r}; it should be a path and a person, like 0000/0000_000_01_0303morning_0008_0.jpg 0')
         if (path := str(folder/fn)) not in there: raise InputError(f'{path}: no such picture, but line {i+1} of {part.names} names it; unpack the benchmark again')
@@ -194,7 +199,7 @@ def occluded_duke_names(
     for role in ('train','query','gallery'):
         path = Path(lists)/f'{role}.list'
         if not path.is_file(): raise InputError(f'{path}: no such list; give the folder that holds train.list, query.list and gallery.list')
-        for i,o in enumerate(path.read_text().splitlines()):
+        for i,o in enumerate(_lines(path)):
             if not (m := name.match(o)): raise InputError(f'{path}: line {i+1} is {o!r}; it should be a name like 0002_c1_f0044158.jpg')
             rows.append((o.strip(), int(m['pid']), int(m['cam'])-1, role))
     return pd.DataFrame(rows, columns=['name','pid','camid','role'])

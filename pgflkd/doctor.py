@@ -142,7 +142,7 @@ def _look(fn):
         with Image.open(fn) as im:
             im.load(); odd = '16 bit' if im.mode.startswith('I') else 'four inks' if im.mode=='CMYK' else 'grey' if im.mode in ('L','1','LA') else ''
             return im.size[::-1], ('animated' if getattr(im, 'n_frames', 1)>1 and im.format not in ('TIFF','MPO') else odd)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError): return None, 'broken'
+    except Exception: return None, 'broken'
 
 _ODD = {'grey': ('note','fine: they become three equal channels'), 'four inks': ('note','fine: they become RGB; colours shift a little'), 'animated': ('note','only the first frame is used'),
     '16 bit': ('note','better saved with 8 bits: we scale them, but many other readers make them white')}

@@ -37,7 +37,7 @@ def foreground_attention(
     if scale is None: scale = 20. if how=='cosine' else 1/sim[0].numel()
     return (scale*sim).flatten(1).softmax(1).view_as(sim)
 
-# %% ../nbs/30_foreground.ipynb #a5771bce
+# %% ../nbs/30_foreground.ipynb #3416a75f
 class ForegroundBranch(Module):
     "FEB: attend in a map of `n_in` channels to what resembles the parts, add the global feature, classify `n_classes` people (Eq. 2-3). Raises ValueError for an unknown `how`"
     def __init__(self,
@@ -60,7 +60,7 @@ class ForegroundBranch(Module):
         f_e = f_f+f_g                                                    # Eq. 3
         return dict(f_f=f_f, f_e=f_e, logits_e=self.neck_e(f_e)[1])
 
-# %% ../nbs/30_foreground.ipynb #6c8349cc
+# %% ../nbs/30_foreground.ipynb #642e92ef
 class _PoolPeople(torch.autograd.Function):
     "Pool `X` (B,n,C) under the rows of `A` (B,K+1,n), the last of which is the average; then under the attention that asks for the mean of the first K"
     @staticmethod
@@ -95,7 +95,7 @@ class _PoolPeople(torch.autograd.Function):
         if ctx.cosine: dX.addcmul_(X, (-ds/n.square().clamp_min(1e-12))[...,None].to(X.dtype))
         return dX, None, None, None
 
-# %% ../nbs/30_foreground.ipynb #d9d4f495
+# %% ../nbs/30_foreground.ipynb #f457c545
 def pool_people(
     fmap:torch.Tensor,  # feature map (B,C,h,w)
     parts:torch.Tensor, # part attention (B,K,h,w); it gets no gradient

@@ -96,7 +96,7 @@ def picture_sizes(
         if p.suffix.lower() not in ('.jpg','.jpeg','.png','.bmp','.tif','.tiff','.webp') or p.name.startswith('._'): continue
         try:
             with Image.open(p) as im: res[p.relative_to(root).as_posix()] = im.size[::-1]
-        except OSError: pass
+        except Exception: pass       # no picture, whatever Pillow calls it
     if not res: raise InputError(f'{folder}: no pictures; give the folder of the pictures that the keypoints belong to')
     return res
 
@@ -191,12 +191,12 @@ def _known(images):
 
 def _array(path):
     try: return np.load(path)
-    except (OSError, ValueError, EOFError) as e: raise InputError(f'{path}: cannot be read as an array ({type(e).__name__}: {e})') from None
+    except Exception as e: raise InputError(f'{path}: cannot be read as an array ({type(e).__name__}: {" ".join(str(e).split())[:120]})') from None
 
 def _json(path, name):
     try: return json_people(json.loads(path.read_text()), name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as e:
-        raise InputError(f'{path}: cannot be read as keypoints of OpenPose, AlphaPose, PifPaf, KPR or COCO ({type(e).__name__}: {e})') from None
+    except Exception as e:
+        raise InputError(f'{path}: cannot be read as keypoints of OpenPose, AlphaPose, PifPaf, KPR or COCO ({type(e).__name__}: {" ".join(str(e).split())[:120]})') from None
 
 # %% ../nbs/50b_formats.ipynb #d9d4f495
 FORMATS = ('store', 'coco', 'results', 'alphapose', 'openpose', 'pifpaf', 'kpr', 'market csv', 'market mat', 'heatmaps')
@@ -227,7 +227,7 @@ def read_keypoints(
     if not path.exists(): raise InputError(f'{path}: no such file or folder; give the keypoints')
     if format not in (None, *FORMATS): raise InputError(f'unknown format {format!r}: take one of {", ".join(FORMATS)}')
     try: store = _read(path, size, images, origin)
-    except (OSError, UnicodeDecodeError, ValueError) as e:
+    except Exception as e:       # a stranger's file: whatever goes wrong in it is its fault
         raise e if isinstance(e, InputError) else InputError(f'{path}: cannot be read as keypoints ({e.__class__.__name__})') from None
     if format not in (None, store.format): raise InputError(f'{path}: looks like {store.format}, not like {format}')
     return store

@@ -6,7 +6,7 @@
 __all__ = ['reid_adam', 'ABLATION', 'paper_lr', 'baseline_learner', 'pgflkd_learner', 'load_student', 'PGFLKDSAN', 'san_learner']
 
 # %% ../nbs/41_learner.ipynb #a87ff679
-import json, os
+import json
 from functools import partial
 from pathlib import Path
 import pandas as pd
@@ -14,14 +14,14 @@ import torch
 from torch import nn
 from fastai.vision.all import *
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from .pose import InputError
 from .baseline import ARCHS, Baseline, SameConv2d, reid_body, reid_splitter, same_padding
 from .network import PGFLKD, to_baseline
 from .losses import PGFLKDLoss
 from .san import SAN, Painted, SANLoss, TwoSteps
 from .texture import PaintTarget, Textures
-from .callbacks import LogTerms, RankGallery, reid_metrics
+from .callbacks import LogTerms, RankGallery, reid_metrics, write_whole
 from .step import FusedAdam   # and `learn.to_fast`
 
 # %% ../nbs/41_learner.ipynb #8f14e45f
@@ -145,9 +145,7 @@ def save_student(
     tensors = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items() if not k.startswith('neck_g.fc')}
     card = dict(arch=model.body.arch, same_padding=any(isinstance(m, SameConv2d) for m in model.body.modules()), stride=self.dls.size[0]//self.dls.map_size[0],
                 size=self.dls.size, stats=[list(map(float, s)) for s in self.dls.stats], feature='f_g after BNNeck, compare by cosine')
-    tmp = path.with_name(f'.{path.name}.tmp')
-    save_file(tensors, tmp, metadata={'pgflkd': json.dumps(card)})
-    os.replace(tmp, path)
+    write_whole(path, lambda f: f.write_bytes(save(tensors, metadata={'pgflkd': json.dumps(card)})))
     return path
 
 # %% ../nbs/41_learner.ipynb #f7177163
@@ -159,10 +157,12 @@ def load_student(
         with safe_open(str(path), 'pt') as f: card, tensors = (f.metadata() or {}).get('pgflkd'), {k: f.get_tensor(k) for k in f.keys()}
     except Exception as e: raise InputError(f'{path} is no readable safetensors file ({type(e).__name__}): give a file that save_student wrote') from None
     if card is None: raise InputError(f'{path} holds weights but no pgflkd card: give a file that save_student wrote')
-    card = json.loads(card)
-    body = reid_body(ARCHS[card['arch']], None, stride=card['stride'])
-    model = Baseline(same_padding(body) if card['same_padding'] else body, 1)
-    lost = model.load_state_dict(tensors, strict=False)
+    try:
+        card = json.loads(card)
+        body = reid_body(ARCHS[card['arch']], None, stride=card['stride'])
+        model = Baseline(same_padding(body) if card['same_padding'] else body, 1)
+        lost = model.load_state_dict(tensors, strict=False)
+    except (ValueError, KeyError, TypeError, RuntimeError) as e: raise InputError(f'{path}: its card or its tensors are damaged ({type(e).__name__}); write it again with save_student') from None
     if lost.unexpected_keys or any(not k.startswith('neck_g.fc') for k in lost.missing_keys):
         raise InputError(f"{path} does not fit a {card['arch']}: {len(lost.missing_keys)} tensors missing, {len(lost.unexpected_keys)} unknown; write it again with save_student")
     model.card = card

@@ -43,7 +43,7 @@ def _open(fn, mode='RGB'):
     "The picture `fn` as an array of bytes"
     try:
         with Image.open(fn) as im: return np.asarray((im.point(lambda v: v/256).convert('L') if im.mode.startswith('I;16') else im).convert(mode))
-    except (OSError, SyntaxError) as e: raise InputError(f'{fn}: cannot be read as a picture ({e}); replace the file or drop its row') from None
+    except Exception as e: raise InputError(f'{fn}: cannot be read as a picture ({" ".join(str(e).split())}); replace the file or drop its row') from None
 
 def _write(folder, df, joints, rows, change):
     "Write `change`d copies of the `rows` of `df` into `folder`: images, masks, table.csv, keypoints.npz"

@@ -6,7 +6,7 @@
 __all__ = ['PROTOCOL', 'run_facts', 'add_rows', 'claimed', 'trouble', 'guarded']
 
 # %% ../nbs/42_runs.ipynb #eccbc87e
-import contextlib, errno, fcntl, os, platform, subprocess, sys
+import contextlib, errno, fcntl, os, platform, re, subprocess, sys
 from datetime import datetime, timezone
 from pathlib import Path
 import pandas as pd
@@ -74,7 +74,7 @@ def trouble(
     if isinstance(e, KeyboardInterrupt): return 'stopped; what was written is whole, and the same command (pgflkd_train: with --resume) goes on'
     if isinstance(e, OSError) and e.errno in _FULL: return f'{e.filename or "output"}: {e.strerror}; make room; what was written before is kept, and the same command (pgflkd_train: with --resume) goes on'
     if isinstance(e, OSError) and e.errno in _SHUT: return f'{e.filename or "output"}: {e.strerror}; give a folder that can be written, or a file that can be read'
-    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or (isinstance(e, RuntimeError) and 't allocate memory' in str(e)):
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)) or (isinstance(e, RuntimeError) and re.search('t allocate memory|could not create a primitive', str(e))):   # the second: oneDNN's way to say it
         return 'out of memory; lower --bs or --size, or free memory; what was written before is kept'
 
 # %% ../nbs/42_runs.ipynb #70efdf2e
