@@ -1,0 +1,57 @@
+"""The outputs that are saved in the notebooks, and the code they were made from (`.ci/outputs.json`: notebook -> hash of its code cells).
+
+    python .ci/outputs.py 20_losses ...            run each, keep its outputs, shrink its figures, note its code
+    python .ci/outputs.py --record 20_losses ...   the same without running: right after another tool has run it
+    python .ci/outputs.py --check                  which notebooks have code that is newer than their outputs?
+"""
+import base64, hashlib, io, json, os, subprocess, sys
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+noted = root/'.ci/outputs.json'
+
+def code_hash(fn):
+    "Hash of the code cells of the notebook `fn`: prose may change, code may not"
+    cells = [''.join(c['source']) for c in json.loads(fn.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
+    return hashlib.sha256('\0'.join(cells).encode()).hexdigest()[:16]
+
+def notebooks(): return {p.stem: p for p in sorted((root/'nbs').glob('*.ipynb'))}
+
+def stale():
+    "What is wrong, a line a notebook"
+    was, now = json.loads(noted.read_text()), {k: code_hash(p) for k,p in notebooks().items()}
+    return ([f'{k}: its code changed after its outputs were made; run python .ci/outputs.py {k}' for k in now if was.get(k)!=now[k]] +
+            [f'{k}: no such notebook; take it out of {noted.name}' for k in was if k not in now])
+
+def shrink(fn):
+    "Save each PNG in the outputs of `fn` with 256 colours where that is smaller; bytes gained"
+    from PIL import Image
+    old = text = fn.read_text(encoding='utf-8')
+    for c in json.loads(text)['cells']:
+        for png in [''.join(o['data']['image/png']) for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]:
+            im, f = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+            if im.mode!='P': im.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(f, 'PNG', optimize=True)
+            small = base64.b64encode(f.getvalue()).decode() + '\n'*png.endswith('\n')
+            if im.mode!='P' and len(small)<len(png): text = text.replace(json.dumps(png), json.dumps(small))
+    if text!=old: fn.write_text(text, encoding='utf-8')
+    return len(old)-len(text)
+
+def record(names):
+    "Shrink the figures of the notebooks `names` and note their code"
+    known = json.loads(noted.read_text()) if noted.exists() else {}
+    for n in names:
+        fn = notebooks()[n]
+        gained = shrink(fn)
+        known[n] = code_hash(fn)
+        print(f'{n}: {fn.stat().st_size//1000} kB' + f', {gained//1000} kB less'*(gained>0))
+    noted.write_text(json.dumps({k: known[k] for k in sorted(known) if k in notebooks()}, indent=1) + '\n')
+
+if __name__=='__main__':
+    args = sys.argv[1:]
+    if args[:1]==['--check']: sys.exit('\n'.join(stale()) or None)
+    only_record, names = args[:1]==['--record'], [Path(o).stem for o in args if o!='--record']
+    if bad := [n for n in names if n not in notebooks()] or ['(none given)']*(not names): sys.exit(f'{bad[0]}: no such notebook in nbs/')
+    for n in [] if only_record else names:
+        subprocess.run([sys.executable, '-m', 'pytest', '-q', '-n0', f'.ci/test_notebooks.py::test_runs[{n}.ipynb]'], cwd=root, env=dict(os.environ, SAVE='1'), check=True)
+        subprocess.run(['nbdev_clean', '--fname', str(notebooks()[n])], cwd=root, check=True)
+    record(names)
