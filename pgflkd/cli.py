@@ -207,7 +207,7 @@ def train_command(
     data:str=None,            # Folder of crops; left out: the synthetic world
     format:str='market1501',  # Layout of the folder: market1501, duke, occluded_duke, msmt17, cuhk03, p_duke, folders, csv
     keypoints:str=None,       # Keypoint file (.npz) for the folder
-    preset:str='small',       # Synthetic world: tiny, small or occluded
+    preset:str='small',       # Synthetic world: tiny, small, occluded or occluded_tall
     seed:int=0,               # Seed of world, training and pasted obstacles
     epochs:int=6,             # Epochs of each model
     arch:str='resnet18',      # resnet18, resnet34, resnet50 or mobilenet_v2

@@ -57,7 +57,7 @@ class ForegroundBranch(Module):
         a   = foreground_attention(fmap, f_l, self.how, self.scale)      # Eq. 2
         return self.fuse(pool_parts(fmap, a[:,None].to(fmap.dtype))[:,0], f_g)
     def fuse(self, f_f, f_g):
-        f_e = f_f+f_g                                                    # Eq. 3
+        f_e = f_f+f_g                                                    # the line below Eq. 3
         return dict(f_f=f_f, f_e=f_e, logits_e=self.neck_e(f_e)[1])
 
 # %% ../nbs/30_foreground.ipynb #642e92ef

@@ -228,7 +228,7 @@ class RetrievalInterpretation:
         ax.legend()
         return fig
 
-ReIDInterpretation = RetrievalInterpretation  # its name until now
+ReIDInterpretation = RetrievalInterpretation  # its former name
 
 # %% ../nbs/15_interpret.ipynb #b53b3a3d
 def spread_queries(

@@ -76,7 +76,7 @@ def merge_parts(
     heatmaps:torch.Tensor, # (B,17,h,w) one map a joint
     how:str='sum',         # add the maps of a part's joints ('sum'), or take the highest ('max')
 )->torch.Tensor:           # (B,8,h,w)
-    "The 17 `heatmaps` grouped into the 8 `PARTS` of the paper (section 4.1)"
+    "The 17 `heatmaps` grouped into the 8 `PARTS` of the paper (section 3.1)"
     pool = dict(sum=torch.sum, max=torch.amax)[how]
     return torch.stack([pool(heatmaps[:,o], 1) for o in PARTS.values()], 1)
 

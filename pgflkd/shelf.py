@@ -28,7 +28,8 @@ def put(
     os.replace(tmp, path)
     return hashlib.sha256(data).hexdigest()
 
-def as_npy(a): # array -> the bytes of its .npy file
+def as_npy(a): # array
+    "The bytes of the .npy file of `a`"
     f = io.BytesIO(); np.save(f, a); return f.getvalue()
 
 def read_manifest(
