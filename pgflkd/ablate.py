@@ -127,7 +127,8 @@ def read_recipe(
     check_numbers(**{k: getattr(s, k) for k in ('epochs','bs','per_id','lr','lambda_mcl')}); read_size(s.size, least=16)
     if s.arch not in ARCHS: raise InputError(f'--arch: {s.arch} is unknown, take one of {", ".join(ARCHS)}')
     if s.stride not in (0,8,16,32): raise InputError(f'--stride: {s.stride} cannot be used, take 8, 16 or 32, or 0 for what fits the size')
-    return Recipe(**{f.name: getattr(s, f.name) for f in fields(Recipe)})
+    recipe = Recipe(**{f.name: getattr(s, f.name) for f in fields(Recipe)})
+    return replace(recipe, epochs=min(recipe.epochs, 2), stride=recipe.stride or 16) if s.quick else recipe
 
 def read_seeds(
     text:str, # numbers with commas
@@ -138,6 +139,7 @@ def read_seeds(
     for o in seeds: check_numbers(seed=o)
     return seeds
 
+# %% ../nbs/59b_ablate.ipynb #98f13708
 def start_learner(
     df:pd.DataFrame, # the table
     joints,          # (n,17,3)
@@ -158,7 +160,7 @@ def start_learner(
         learn.model.body.load_state_dict(known.body.state_dict()); learn.model.neck_g.bn.load_state_dict(known.neck_g.bn.state_dict())
     return learn
 
-# %% ../nbs/59b_ablate.ipynb #98f13708
+# %% ../nbs/59b_ablate.ipynb #b6d767d2
 class InTime(Callback):
     "Stop after the epoch that leaves no time for another before `until`, a value of `time.monotonic`"
     order = 95   # after RunLog (90) wrote its checkpoint
@@ -193,7 +195,7 @@ def train_row(
     learn.remove_cbs(cbs)
     return None if clock.stopped else log.rows
 
-# %% ../nbs/59b_ablate.ipynb #1ff1de77
+# %% ../nbs/59b_ablate.ipynb #4e732ced
 def part_similarity(
     p:torch.Tensor, v:torch.Tensor,   # queries: unit part features (q,K,C), visibility (q,K)
     p2:torch.Tensor, v2:torch.Tensor, # gallery: (g,K,C), (g,K)
@@ -204,7 +206,7 @@ def part_similarity(
         both = v[:,k,None]*v2[:,k]; s += both*(p[:,k]@p2[:,k].T); w += both
     return s/w.clamp(min=1e-6)
 
-# %% ../nbs/59b_ablate.ipynb #02e74f10
+# %% ../nbs/59b_ablate.ipynb #6ea9ab1b
 def group_alignment(
     fmap:torch.Tensor,  # (B,C,h,w), not negative
     parts:torch.Tensor, # attention (B,K,h,w), each map sums to 1
@@ -215,7 +217,7 @@ def group_alignment(
     under = loud@parts.float().flatten(2).transpose(1,2)                         # (B,K,K): group, part
     return (under.diagonal(dim1=1, dim2=2)/under.mean(1).clamp_min(1e-9)).mean(1)
 
-# %% ../nbs/59b_ablate.ipynb #6ea9ab1b
+# %% ../nbs/59b_ablate.ipynb #c16a5320
 @torch.no_grad()
 def embed_test(
     learn:Learner, # trained
@@ -245,7 +247,7 @@ def rank_features(
         rows.append(dict(feature='parts', query_set=s, **evaluate_ranking(dist, *(df[c].values[o] for c in ('pid','camid') for o in (q,g))).row()))
     return rows
 
-# %% ../nbs/59b_ablate.ipynb #6364d3f0
+# %% ../nbs/59b_ablate.ipynb #e369853d
 def pull(
     learn:Learner, # trained or not
 )->dict:           # term -> norm of its weighted gradient on the backbone / that of id_g + tri_g
@@ -258,7 +260,7 @@ def pull(
     model.load_state_dict(was, strict=False)      # the batch left no trace in BatchNorm
     return res
 
-# %% ../nbs/59b_ablate.ipynb #e369853d
+# %% ../nbs/59b_ablate.ipynb #19ca14e7
 def diagnose(
     learn:Learner, # trained
     f:dict,        # from `embed_test`
@@ -269,7 +271,7 @@ def diagnose(
     if len(occ) and 'mask' in df: res |= {f'response_on_{k}': float(response_share(f['response'][occ], read_masks(df.iloc[occ], k, learn.dls.size)).nanmean()) for k in ('obstacle','body')}
     return res | {f'pull_{k}': v for k,v in pull(learn).items()}
 
-# %% ../nbs/59b_ablate.ipynb #a5bfc9e0
+# %% ../nbs/59b_ablate.ipynb #d67d8ab4
 def run_one(
     key:dict,        # names the run: data, row, seed, switches and the fields of `recipe`
     row:dict,        # keyword arguments of `pgflkd_learner`
@@ -332,7 +334,7 @@ def _done(path):
     df = pd.read_csv(path, keep_default_na=False)
     return {_id(dict(zip(keys, [kind(v) for kind,v in zip([str,str,int,str,*(f.type for f in fields(Recipe))], r)]))) for r in df[keys].drop_duplicates().itertuples(index=False)}
 
-# %% ../nbs/59b_ablate.ipynb #d645920e
+# %% ../nbs/59b_ablate.ipynb #a1d0c6e8
 def ablation_table(
     runs:pd.DataFrame,     # rows of runs.csv
     feature:str='f_g',     # which feature
@@ -344,7 +346,7 @@ def ablation_table(
     t = g.mean().map('{:.1f}'.format) + g.std().map(lambda s: '' if np.isnan(s) else f' ± {s:.1f}')
     return t.unstack('query_set').assign(seeds=df.groupby(['data','row'], sort=False).seed.nunique())
 
-# %% ../nbs/59b_ablate.ipynb #17e62166
+# %% ../nbs/59b_ablate.ipynb #6c8349cc
 @call_parse
 def ablate_command(
     preset:str='table6',      # baseline, pair, table6, table7 or figure3
@@ -366,7 +368,7 @@ def ablate_command(
     lambda_mcl:float=3.,      # Weight of Eq. 5; the paper's 0.25 is for longer training
     valid:bool=False,         # Test on held-out training people: the only data to choose settings by
     minutes:float=0.,         # Stop cleanly within so many minutes; the same command goes on
-    quick:bool=False,         # One seed
+    quick:bool=False,         # A rehearsal: one seed, two epochs at most, a cell of the map every 16 pixels
     keep:bool=False,          # Keep each run's pose-free network
     out:str='runs/ablation',  # Folder for runs.csv, diagnosis.csv, history.csv
     work:str='runs/work',     # Folder for checkpoints

@@ -20,10 +20,11 @@ SWAP = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult
 NAMES = dict(amax='amin', amin='amax', max='min', min='max', mean='sum', sum='mean', any='all', all='any', sort='argsort', softmax='log_softmax', log_softmax='softmax', detach='clone', ones='zeros', zeros='ones', argmax='argmin', argmin='argmax')
 
 def points(tree):
-    "Places in `tree` that can be changed: (function that makes the change, words)"
-    res = []
+    "Places in `tree` that can be changed: (node, field, new value, line:column)"
+    res, types = [], {m for n in ast.walk(tree) for a in (getattr(n, 'annotation', None), getattr(n, 'returns', None)) if isinstance(a, ast.AST) for m in ast.walk(a)}
     for n in ast.walk(tree):
-        line = getattr(n, 'lineno', 0)
+        if n in types: continue
+        line = f"{getattr(n, 'lineno', 0)}:{getattr(n, 'col_offset', 0)}"
         if isinstance(n, ast.BinOp) and type(n.op) in SWAP: res.append((n, 'op', SWAP[type(n.op)](), line))
         if isinstance(n, ast.UnaryOp) and type(n.op) in SWAP and not (isinstance(n.op, ast.USub) and isinstance(n.operand, ast.Constant) and n.operand.value==1): res.append((n, 'op', SWAP[type(n.op)](), line))
         if isinstance(n, ast.BoolOp): res.append((n, 'op', SWAP[type(n.op)](), line))
@@ -35,11 +36,11 @@ def points(tree):
     return res
 
 def mutants(source):
-    "(changed source as a tree, words) for each change of one exported cell; texts and annotations stay"
+    "(changed source as a tree, words, line:column) for each change of one exported cell; texts and annotations stay"
     tree = ast.parse(source)
     for i in range(len(points(tree))):
         t = ast.parse(source); n, field, new, line = points(t)[i]; was = ast.unparse(n); setattr(n, field, new); ast.fix_missing_locations(t)
-        if (now := ast.unparse(n))!=was: yield t, f'{was[:60]} -> {now[:60]}'
+        if (now := ast.unparse(n))!=was: yield t, f'{was[:60]} -> {now[:60]}', line
 
 def run_cell(code, ns):
     tree = ast.parse(code) if isinstance(code, str) else code
@@ -76,17 +77,17 @@ def chapter(module, minutes, seed, limit, show):
     cells = [tm.transform_cell(c.source) for c in nbformat.read(root/f'nbs/{CHAPTERS[module]}.ipynb', 4).cells if c.cell_type=='code' and not re.search(r'#\|\s*(eval:\s*false|slow|cuda|notest)', c.source)]
     cells = [c for c in cells if not c.strip().startswith('get_ipython()')]
     good = usable(cells); print(f'{module}: {len(good)} of {len(cells)} cells run without the pictures', flush=True)
-    plan = [(i, t, w) for i,c in enumerate(cells) if i in good and re.search(r'#\|\s*exports?\b', c) and not re.match(r'\s*(import|from)', re.sub(r'#.*\n','',c)) for t,w in mutants(c)]
+    plan = [(i, t, w, at) for i,c in enumerate(cells) if i in good and re.search(r'#\|\s*exports?\b', c) and not re.match(r'\s*(import|from)', re.sub(r'#.*\n','',c)) for t,w,at in mutants(c)]
     random.Random(seed).shuffle(plan); until, rows, i0 = time.process_time()+60*minutes, [], -1
     used = lambda: time.process_time()+sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]); until = used()+60*minutes
     take = []; per = max(1, int(60*minutes/2))          # two CPU seconds each, roughly; then in the order of the cells, because the chapter runs once
     take = sorted(plan[:per], key=lambda o: o[0])
-    for i,t,words in take:
+    for i,t,words,at in take:
         while i0 < i-1:
             i0 += 1
             if i0 in good: run_cell(cells[i0], ns)
         if used()>until: break
-        v = verdict(t, [c for j,c in enumerate(cells) if j>i and j in good], ns, limit); rows.append(dict(module=module, cell=i, change=words, verdict=v))
+        v = verdict(t, [c for j,c in enumerate(cells) if j>i and j in good], ns, limit); rows.append(dict(module=module, cell=i, place=at, change=words, verdict=v))
         if show and v=='survived': print(rows[-1], flush=True)
     print(f"{module}: {sum(r['verdict']=='killed' for r in rows)} of {len(rows)} killed, {len(plan)} possible", flush=True)
     return rows
@@ -97,5 +98,5 @@ if __name__=='__main__':
     names, rows = [a.module] if a.module else list(CHAPTERS), []
     for m in names: rows += chapter(m, a.minutes/len(names), a.seed, a.limit, a.show)
     df = pd.DataFrame(rows)
-    if a.out: os.chdir(root); add_rows(a.out, df.assign(seed=a.seed, **run_facts(torch.device('cpu'))), ['module','cell','change','seed'])
+    if a.out: os.chdir(root); add_rows(a.out, df.assign(seed=a.seed, **run_facts(torch.device('cpu'))), ['module','cell','place','change','seed'])
     print(df.groupby('module').verdict.value_counts().unstack(fill_value=0).to_string())
