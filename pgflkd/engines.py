@@ -262,8 +262,9 @@ def bench_embed(
     from pgflkd.deploy import load_embedder, parity, quantize, to_onnx
     from pgflkd.gallery import halve
     torch.manual_seed(0)
-    card = dict(arch=arch, stride=16, same_padding=False, size=list(size), stats=[[.5]*3,[.25]*3], dim=0, weights='random')
+    card = dict(arch=arch, stride=16, same_padding=False, size=list(size), stats=[[.5]*3,[.25]*3], weights='random')
     net, x = Student(card).eval(), torch.rand(bs, 3, *size)
+    card['dim'] = net.neck_g['bn'].num_features
     ways, cl = {'eager fp32': lambda: net(x)}, torch.channels_last
     net2, x2 = Student(card).eval(), x.to(memory_format=cl)
     net2.load_state_dict(net.state_dict()); net2 = net2.to(memory_format=cl)
