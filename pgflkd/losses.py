@@ -65,7 +65,7 @@ def multi_part_contrastive_loss(
     positive = eye | eye[mirror.to(sim.device)]        # (K,K)
     return -sim.log_softmax(-1).masked_fill(~positive, -torch.inf).logsumexp(-1).sum(1).mean()
 
-# %% ../nbs/20_losses.ipynb #a684ecee
+# %% ../nbs/20_losses.ipynb #9f61408e
 class PGFLKDLoss(Module):
     "Eq. 10 for a dict of features and logits: ID loss and triplet of every `logits_x`, plus `lambda_cl` and `lambda_mcl` times the distillation terms. The last batch's terms stay, detached, in `terms`"
     def __init__(self,
@@ -112,7 +112,7 @@ class PGFLKDLoss(Module):
         if self.part_loss=='consistent': return consistent_loss(f_g, f_p, self.cl)
         return multi_part_contrastive_loss(f_g, f_p, normalize=self.normalize, temperature=self.temperature)
 
-# %% ../nbs/20_losses.ipynb #b53b3a3d
+# %% ../nbs/20_losses.ipynb #72b32a1f
 def check_batch(
     out:dict,         # what the model returned
     pid:torch.Tensor, # what the loader returned
