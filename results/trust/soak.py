@@ -4,7 +4,7 @@
     python results/trust/soak.py --minutes 10 --workers 2 --kill   # and a loader's worker is killed now and then: the run must say so and go on with --resume
 
 The slope is a straight line through the process's resident memory (its workers' too), the first fifth left out as warming up; MB an hour."""
-import argparse, os, random, shutil, signal, sys, tempfile, time, warnings
+import argparse, gc, os, random, shutil, signal, sys, tempfile, time, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1'); warnings.filterwarnings('ignore')
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -31,11 +31,11 @@ def rss():
     return sum(map(one, [os.getpid(), *children()]))
 
 class Watch(Callback):
-    "Note the memory after each epoch; stop when time is over; kill a worker every `kill` epochs"
+    "Note the memory after each epoch; stop when time is over; kill a worker in one epoch of `kill`"
     order = 95
     def __init__(self, until, points, kill=0): self.until, self.points, self.kill = until, points, kill
     def before_batch(self):
-        if self.kill and self.training and self.epoch%self.kill==self.kill-1 and self.iter==0 and (c := children()): os.kill(random.choice(c), signal.SIGKILL)
+        if self.kill and self.training and self.iter==0 and random.random()<1/self.kill and (c := children()): os.kill(random.choice(c), signal.SIGKILL)
     def after_epoch(self):
         self.points.append((time.monotonic(), rss()))
         if time.monotonic()>self.until: raise CancelFitException
@@ -50,7 +50,7 @@ def train(minutes, df, out, workers, kill):
             with learn.no_logging(): learn.fit(10**6, 1e-4, start_epoch=log.resume())
         except RuntimeError as e:
             if 'worker' not in str(e): raise
-            lost += 1                      # torch says which worker died; the checkpoint of the last epoch stands, and the loop goes on with it
+            lost += 1; del dls, learn; gc.collect()     # torch says which worker died; the checkpoint of the last epoch stands, and the loop goes on with it
     return points, len(log.rows), lost
 
 def embed(minutes, df, out, model):
