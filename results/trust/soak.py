@@ -3,8 +3,9 @@
     python results/trust/soak.py --minutes 60            # half for training, half for embedding; adds rows to results/trust/soak.csv
     python results/trust/soak.py --minutes 10 --workers 2 --kill   # and a loader's worker is killed now and then: the run must say so and go on with --resume
 
-The slope is a straight line through the process's resident memory (its workers' too), the first fifth left out as warming up; MB an hour."""
-import argparse, gc, os, random, shutil, signal, sys, tempfile, time, warnings
+The slope is a straight line through the process's resident memory (its workers' too), the first fifth left out as warming up; MB an hour.
+`trimmed`: freed memory was given back before each look. Without that, training shows the C library's heap, which grows and shrinks with the checkpoints that pass through it."""
+import argparse, ctypes, gc, os, random, shutil, signal, sys, tempfile, time, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1'); warnings.filterwarnings('ignore')
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -19,12 +20,20 @@ from pgflkd.runs import add_rows, run_facts
 from pgflkd.shelf import embed_pictures
 from pgflkd.synthetic import World, render_world, world_joints
 torch.set_num_threads(1)
+DICE = random.Random(0)      # its own: training seeds the common one, and would throw the same again after each restart
+
+def trim():
+    "Give back to the system what was freed: what is left is held by somebody"
+    gc.collect()
+    try: ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except (OSError, AttributeError): pass
 
 def children():
     return [int(p) for p in Path(f'/proc/self/task/{os.getpid()}/children').read_text().split()]
 
 def rss():
-    "Resident memory of this process and its children, MB"
+    "Resident memory of this process and its children, MB, trimmed"
+    trim()
     def one(pid):
         try: return int(Path(f'/proc/{pid}/statm').read_text().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
         except (FileNotFoundError, ProcessLookupError): return 0
@@ -35,7 +44,7 @@ class Watch(Callback):
     order = 95
     def __init__(self, until, points, kill=0): self.until, self.points, self.kill = until, points, kill
     def before_batch(self):
-        if self.kill and self.training and self.iter==0 and random.random()<1/self.kill and (c := children()): os.kill(random.choice(c), signal.SIGKILL)
+        if self.kill and self.training and self.iter==0 and DICE.random()<1/self.kill and (c := children()): os.kill(DICE.choice(c), signal.SIGKILL)
     def after_epoch(self):
         self.points.append((time.monotonic(), rss()))
         if time.monotonic()>self.until: raise CancelFitException
@@ -75,7 +84,7 @@ def main(minutes, workers, kill, out):
             points, n = embed(minutes/2, df, tmp, learn.save_student(tmp/'student.safetensors'))
             rows.append(dict(what='embedding', count=n, unit='pictures', workers=0, workers_killed=0, points=len(points), slope_mb_per_hour=slope(points)[0], last_mb=slope(points)[1], minutes=(points[-1][0]-points[0][0])/60))
     finally: shutil.rmtree(tmp, ignore_errors=True)
-    df = pd.DataFrame(rows).round(2).assign(**run_facts(torch.device('cpu'))); print(df.iloc[:, :9].to_string(index=False))
+    df = pd.DataFrame(rows).round(2).assign(trimmed=True, **run_facts(torch.device('cpu'))); print(df.iloc[:, :9].to_string(index=False))
     if out: add_rows(out, df, ['what','workers','commit','minutes'])
 
 if __name__=='__main__':
