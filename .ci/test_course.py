@@ -24,7 +24,7 @@ def imports(src):
 def exported(src): return bool(re.match(r'#\| ?export', src))
 
 # What a chapter shows with the help of a later one. It says so where it does; a new pair is a decision, not an accident.
-BORROWS = {'10_pose': {'player'}, '14b_rerank': {'interpret'}, '15_interpret': {'baseline','losses'}, '15b_influence': {'baseline','losses'}, '33b_texture': {'learner'}}
+BORROWS = {'10_pose': {'player'}, '14b_rerank': {'interpret'}, '15_interpret': {'baseline','losses'}, '15b_influence': {'baseline','losses'}, '15d_stress': {'baseline','losses'}, '33b_texture': {'learner'}}
 FRONT_DOOR = {'52_datasets': {'crops','occlude'}}                      # names that users look for there, made in 52a and 52b
 
 def test_order():

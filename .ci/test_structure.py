@@ -21,7 +21,7 @@ def imports(path, deep):
 # What each chapter of the house may import (DESIGN, section 2). Deviations that were decided: the world grew into wardrobe -> people -> capsules and synthetic -> walks -> camera -> scenery;
 # warp is a chapter of data, learner also builds the fast step and reads textures, everything may import pose (InputError), and who measures may import runs.
 ALLOWED = dict(pose='', capsules='', people='capsules', wardrobe='people', scenery='people wardrobe', camera='people scenery wardrobe', walks='camera scenery', synthetic='camera people scenery walks wardrobe',
-    data='', warp='data', metrics='', rerank='metrics', interpret='metrics', influence='interpret', losses='', baseline='', foreground='baseline', semantics='baseline', network='baseline foreground semantics',
+    data='', warp='data', metrics='', rerank='metrics', interpret='metrics', influence='interpret', stress='camera interpret metrics scenery', losses='', baseline='', foreground='baseline', semantics='baseline', network='baseline foreground semantics',
     san='baseline losses', texture='data', callbacks='metrics', step='callbacks', learner='baseline callbacks data interpret losses network san step texture', runs='',
     keypoints='', formats='keypoints', estimate='data formats keypoints', crops='', occlude='keypoints synthetic', datasets='crops keypoints occlude synthetic', pipeline='data')
 

@@ -1,5 +1,5 @@
 "A run that is killed, a disk that is full, a file that wants to harm: what is lost, what is said, what is kept. SECURITY.md names the test for each threat."
-import io, json, os, pickle, resource, signal, struct, subprocess, sys, threading, time, warnings, zipfile, zlib
+import io, json, os, pickle, re, resource, signal, struct, subprocess, sys, threading, time, warnings, zipfile, zlib
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1'); warnings.filterwarnings('ignore')
 import numpy as np, pandas as pd, pytest, torch
@@ -9,7 +9,7 @@ from pgflkd.pose import InputError
 root = Path(__file__).parent.parent
 TRUST = root/'results/trust'
 
-def script(name, *args, limit=200):
+def script(name, *args, limit=600):
     r = subprocess.run([sys.executable, '-W', 'ignore', TRUST/name, *map(str, args)], capture_output=True, text=True, timeout=limit, cwd=root)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-3000:]
     return r.stdout
@@ -295,3 +295,23 @@ def test_fifty_searches_while_rows_come_and_go(tmp_path):
 def test_fuzz_short():
     "Short form of results/trust/fuzz.py: no traceback reaches a user, no half-written file"
     said = script('fuzz.py', '--cases', 4000, '--out', ''); assert 'no traceback' in said
+
+# Short forms of what takes hours
+
+def test_soak_short():
+    "Short form of results/trust/soak.py: a few epochs and a few hundred pictures add less than 8 MB; a leak of 16 MB an epoch, made on purpose, is seen"
+    said = script('soak.py', '--minutes', .5, '--most', 8, '--out', ''); assert 'embedding' in said and 'MB added' in said
+    r = subprocess.run([sys.executable, '-W', 'ignore', TRUST/'soak.py', '--minutes', '.5', '--most', '8', '--leak', '16', '--out', ''], capture_output=True, text=True, timeout=400, cwd=root)
+    assert r.returncode==1 and 'MB added' in r.stdout, r.stdout+r.stderr
+
+def test_mutants_short():
+    "Short form of results/trust/mutate.py: a dozen mutants of the losses, all of them noticed by their chapter, as in mutants.csv"
+    pytest.importorskip('nbformat'); said = re.search(r'losses: (\d+) of (\d+) killed, (\d+) possible', script('mutate.py', '--module', 'losses', '--minutes', .4, '--out', ''))
+    killed, tried, possible = map(int, said.groups()); assert killed==tried>=8 and possible>=70
+
+def test_coverage_short():
+    "Short form of results/trust/cover.py: the lines of the losses that their own chapter runs; and the figure of the whole library, as it was last counted"
+    pytest.importorskip('coverage')
+    said = script('cover.py', '--tests', 'test_notebooks.py', '-k', 'test_runs and 20_losses', '--out', '', limit=600)
+    assert float(re.search(r'losses +\d+ +\d+ +([\d.]+)', said)[1])>=90, said
+    df = pd.read_csv(TRUST/'coverage.csv').set_index('module'); assert df.percent['all']>=90 and set(df.index)>={p.stem for p in (root/'pgflkd').glob('*.py') if p.stem!='_modidx'}

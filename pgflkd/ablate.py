@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAMES', 'plan_rows', 'world_of', 'validation_cut', 'open_dataset', 'Recipe', 'read_recipe', 'read_seeds',
            'start_learner', 'InTime', 'NoValidation', 'train_row', 'part_similarity', 'group_alignment', 'embed_test',
-           'rank_features', 'pull', 'diagnose', 'run_one', 'run_plan', 'ablation_table', 'ablate_command']
+           'rank_features', 'pull', 'diagnose', 'embedder', 'run_one', 'run_plan', 'ablation_table', 'ablate_command']
 
 # %% ../nbs/59b_ablate.ipynb #eccbc87e
 import warnings
@@ -22,11 +22,12 @@ import torch
 from torch.nn import functional as F
 from fastcore.script import call_parse
 from fastai.vision.all import *
-from .pose import InputError, part_visibility
+from .pose import InputError, draw_attention, part_visibility
 from .synthetic import PRESETS, World, render_world, world_joints
-from .data import reid_dls
+from .data import DrawParts, reid_dls
 from .metrics import evaluate_ranking
 from .interpret import feature_response, read_masks, response_share
+from .stress import stress_curve
 from .baseline import ARCHS, same_padding, unfold_batchnorm
 from .foreground import foreground_attention, pool_parts
 from .callbacks import BF16, RunLog, fast_bf16, rank_sets
@@ -272,11 +273,27 @@ def diagnose(
     return res | {f'pull_{k}': v for k,v in pull(learn).items()}
 
 # %% ../nbs/59b_ablate.ipynb #d67d8ab4
+def embedder(
+    learn:Learner, # trained
+):                 # function: pictures (n,3,H,W) uint8, joints (n,17,3) -> feature -> (n,C)
+    "What `stress_curve` asks: every feature of `learn` for pictures and joints that are in no batch"
+    draw, model = next(t for t in learn.dls.valid.after_batch.fs if isinstance(t, DrawParts)), learn.model.eval()
+    dev, (mean, std) = learn.dls.device, (torch.tensor(o).view(3,1,1) for o in draw.stats)
+    def embed(x, joints):
+        scale, res = torch.tensor([draw.size[1]/x.shape[3], draw.size[0]/x.shape[2], 1.]), []
+        for o,j in zip(x.split(64), (joints*scale).split(64)):
+            o = o.float() if o.shape[2:]==draw.size else F.interpolate(o.float(), draw.size, mode='bilinear', antialias=True)
+            f = model.all_features(((o/255-mean)/std).to(dev), draw_attention(j, draw.map_size, draw.size, draw.sigma, draw.scale).to(dev))
+            res.append({k: v.float().cpu() for k,v in f.items()})
+        return {k: torch.cat([r[k] for r in res]) for k in res[0]}
+    return embed
+
+# %% ../nbs/59b_ablate.ipynb #a1d0c6e8
 def run_one(
     key:dict,        # names the run: data, row, seed, switches and the fields of `recipe`
     row:dict,        # keyword arguments of `pgflkd_learner`
     recipe:Recipe,   # how it is trained
-    out:Path,        # folder for runs.csv, diagnosis.csv and history.csv
+    out:Path,        # folder for runs.csv, diagnosis.csv, history.csv and stress.csv
     work:Path,       # folder for checkpoints and made pictures
     until=None,      # `time.monotonic` by which to stop
     keep:bool=False, # keep the pose-free network in `work`
@@ -294,6 +311,8 @@ def run_one(
         results = pd.DataFrame(rank_features(learn.dls.test_df, f)).assign(**facts)
         if keep: learn.save_student(work/f'{_id(key)}.safetensors')
         add_rows(out/'diagnosis.csv', pd.DataFrame([dict(key, **diagnose(learn, f))]), on)
+        test = df.role.isin(['query','gallery']).to_numpy()
+        if 'mask' in df and (df[test].query_set=='holistic').any(): add_rows(out/'stress.csv', stress_curve(embedder(learn), df[test].reset_index(drop=True), joints[test]).assign(**key), [*on,'kind','cover','feature'])
         if history: add_rows(out/'history.csv', pd.DataFrame([dict(key, **o) for o in history]), [*on,'epoch'])
         add_rows(out/'runs.csv', results, [*on,'feature','query_set'])   # last: what stands here is done
         (home/'run.pth').unlink(missing_ok=True)
@@ -304,7 +323,7 @@ def run_plan(
     data:list,            # datasets, as in `open_dataset`
     seeds:list,           # of world, weights and batches
     recipe:Recipe,        # the same for all
-    out:Path,             # folder for runs.csv, diagnosis.csv and history.csv
+    out:Path,             # folder for runs.csv, diagnosis.csv, history.csv and stress.csv
     work:Path,            # folder for checkpoints and made pictures
     minutes:float=0,      # stop in time; 0: no limit
     keep:bool=False,      # keep each run's pose-free network in `work`
@@ -334,7 +353,7 @@ def _done(path):
     df = pd.read_csv(path, keep_default_na=False)
     return {_id(dict(zip(keys, [kind(v) for kind,v in zip([str,str,int,str,*(f.type for f in fields(Recipe))], r)]))) for r in df[keys].drop_duplicates().itertuples(index=False)}
 
-# %% ../nbs/59b_ablate.ipynb #a1d0c6e8
+# %% ../nbs/59b_ablate.ipynb #6c8349cc
 def ablation_table(
     runs:pd.DataFrame,     # rows of runs.csv
     feature:str='f_g',     # which feature
@@ -346,7 +365,7 @@ def ablation_table(
     t = g.mean().map('{:.1f}'.format) + g.std().map(lambda s: '' if np.isnan(s) else f' ± {s:.1f}')
     return t.unstack('query_set').assign(seeds=df.groupby(['data','row'], sort=False).seed.nunique())
 
-# %% ../nbs/59b_ablate.ipynb #6c8349cc
+# %% ../nbs/59b_ablate.ipynb #642e92ef
 @call_parse
 def ablate_command(
     preset:str='table6',      # baseline, pair, table6, table7 or figure3
@@ -370,7 +389,7 @@ def ablate_command(
     minutes:float=0.,         # Stop cleanly within so many minutes; the same command goes on
     quick:bool=False,         # A rehearsal: one seed, two epochs at most, a cell of the map every 16 pixels
     keep:bool=False,          # Keep each run's pose-free network
-    out:str='runs/ablation',  # Folder for runs.csv, diagnosis.csv, history.csv
+    out:str='runs/ablation',  # Folder for runs.csv, diagnosis.csv, history.csv, stress.csv
     work:str='runs/work',     # Folder for checkpoints
 ):
     "Train the rows of a table of the paper over seeds and datasets, and measure all of their features"
@@ -378,5 +397,5 @@ def ablate_command(
     def job():
         recipe, numbers = read_recipe(s), read_seeds(seeds)[:1 if quick else None]
         run_plan(plan_rows(preset, lambda_mcl), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, folder=folder, format=format, keypoints=keypoints, valid=valid)
-        if (Path(out)/'runs.csv').exists(): print(f"\n{ablation_table(pd.read_csv(Path(out)/'runs.csv')).to_string()}\n\nmAP of f_G in percent, mean ± spread over seeds. {out}: runs.csv, diagnosis.csv, history.csv")
+        if (Path(out)/'runs.csv').exists(): print(f"\n{ablation_table(pd.read_csv(Path(out)/'runs.csv')).to_string()}\n\nmAP of f_G in percent, mean ± spread over seeds. {out}: runs.csv, diagnosis.csv, history.csv, stress.csv")
     guarded('pgflkd_ablate', job)

@@ -20,7 +20,7 @@ def duke_shape(
     C:int=2048, # width of the features
     scale:float=1., # share of queries and gallery to make: 1 is Occluded-Duke's 2,210 x 17,661
 )->tuple: # q (q,C), g (g,C), q_pids, g_pids, q_camids, g_camids
-    "Random features with the numbers of Occluded-Duke: 519 of 1,110 people asked for, positives a query 1 to 311 with median 15, about 10 of its own camera"
+    "Random features with the numbers of Occluded-Duke: 519 of 1,110 people asked for, positives a query 1 to 301 with median 14, about 10 of its own camera"
     rng = np.random.default_rng(seed)
     nq, ng, people, asked = (max(2, round(n*scale)) for n in (2210, 17661, 1110, 519))
     share = rng.lognormal(0, .55, people)*np.where(np.arange(people)<asked, 3.6, 1)      # who is asked for has more pictures

@@ -109,7 +109,8 @@ def fast_bf16(
 ) -> bool:               # Is bfloat16 worth it there?
     "Whether the hardware of `device` multiplies bfloat16 natively (on a CPU: AVX512_BF16 or AMX)"
     if device.type=='cuda': return torch.cuda.is_bf16_supported()
-    return device.type=='cpu' and bool({'avx512_bf16','amx_bf16'} & {k for k,v in torch.cpu.get_capabilities().items() if v})
+    caps = getattr(torch.cpu, 'get_capabilities', dict)()                  # a torch that cannot be asked (2.6): no
+    return device.type=='cpu' and bool({'avx512_bf16','amx_bf16'} & {k for k,v in caps.items() if v})
 
 # %% ../nbs/40_callbacks.ipynb #17e62166
 class BF16(Callback):
@@ -146,7 +147,7 @@ def write_whole(
 # %% ../nbs/40_callbacks.ipynb #b53b3a3d
 class RunLog(Callback):
     "After each epoch write model, optimiser and the log's rows, marked `title`, into `file`; seed each epoch with `seed` and its number; stop with an `InputError` rather than write what is no number"
-    order = 90  # after Recorder, LogTerms
+    order, trained = 90, False  # after Recorder, LogTerms; has this epoch been trained?
     def __init__(self,
         file:Path, # checkpoint
         title:str, # name of the model in the rows
@@ -175,11 +176,13 @@ class RunLog(Callback):
     def after_train(self):
         lost = [k for k,v in self.log_terms.history[-1].items() if not np.isfinite(v)]
         good = torch.stack([v.isfinite().all() for v in self.learn.model.state_dict().values()]).all()
-        if not lost and good: return
+        self.trained = not lost and bool(good)
+        if self.trained: return
         kept = f'; {self.file} keeps the weights after epoch {len(self.rows)-1}' if self.rows else ''
         raise InputError(f'{self.title}: {lost[0] if lost else "a weight"} became infinite or no number in epoch {self.epoch}; start again with a lower learning rate (--lr) in another folder{kept}')
     def after_epoch(self):
-        if self.epoch < self.first: return   # skipped: it was run before
+        if not self.trained: return   # skipped, since it was run before; or nothing but a look: `get_preds` and `validate` end with this event, too
+        self.trained = False
         values = zip(self.recorder.metric_names[1:-1], map(float, self.learn.final_record))
         self.rows.append(dict(model=self.title, epoch=self.epoch, **{**dict(values), **self.log_terms.history[-1]}))
         if torch.distributed.is_initialized() and torch.distributed.get_rank(): return   # one process writes for all

@@ -18,7 +18,9 @@ from .wardrobe import Crowd, sample_person
 _FORM = dict(car=(2.2,2.6), tree=(.62,.72), board=(.85,1.1), bin=(.66,.8), railing=(2.2,2.8), plant=(.85,1.05), wall=(2.4,3.), person=(.611,.611))  # width / height
 _TALL = dict(tree=1.55, person=1.06)                  # these keep their height, in body heights, and cover by standing more or less in the middle
 
-def sprite_aspect(kind, seed): return np.random.default_rng([seed,7]).uniform(*_FORM[kind])
+def sprite_aspect(kind, seed):
+    "Width by height of the obstacle `kind` drawn with `seed`"
+    return np.random.default_rng([seed,7]).uniform(*_FORM[kind])
 
 @lru_cache(1)
 def _body():

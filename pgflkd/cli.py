@@ -69,7 +69,9 @@ def open_run(
     return out
 
 # %% ../nbs/59_cli.ipynb #c51ce410
-def on_gpu(): return default_device().type=='cuda'
+def on_gpu():
+    "Whether fastai's default device is a CUDA GPU"
+    return default_device().type=='cuda'
 
 def make_learner(name, dls, s):
     "The learner `name` (baseline or pgflkd) on `dls` with the settings `s`"

@@ -71,7 +71,9 @@ def row_joints(
             raise InputError('joints fit the table row by row and by its column joints, differently; drop that column, or give the path of the .npz it points into')
         idx = row
     if idx.max() >= n or (idx is row and n != len(df)): raise InputError(f'joints has {n} rows and the table needs {idx.max()+1}; give the poses of these pictures')
-    return np.where((idx<0)[:,None,None], 0, joints[idx])
+    res, has = np.zeros((len(df),17,3), np.float32), idx>=0
+    res[has] = joints[idx[has]]
+    return res
 
 # %% ../nbs/13_data.ipynb #1f0e3dad
 def open_pose(
@@ -136,7 +138,10 @@ class PKDL(TfmdDL):
         if not self.composed: return
         self.groups = groupby(range_of(dataset.items), lambda i: dataset.items[i]['pid'])   # pid -> places of the pictures
         self.turns  = {pid: max(1, len(o)//per_id) for pid,o in self.groups.items()}
-    def __len__(self): return epoch_length(self.turns.values(), self.bs//self.per_id) if self.composed else -(-len(range(self.n)[self.share[0]::self.share[1]])//self.bs)
+    def __len__(self):
+        if self.composed: return epoch_length(self.turns.values(), self.bs//self.per_id)
+        n = len(range(self.n)[self.share[0]::self.share[1]])
+        return n//self.bs if self.drop_last else -(-n//self.bs)
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'per_id':self.per_id, **kwargs})
     def get_idxs(self):
         rank, n = self.share

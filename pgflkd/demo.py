@@ -145,7 +145,7 @@ def make_app(
         with gr.Row():
             im = gr.Image(type='pil', label='a person', height=340, sources=['upload','clipboard'])
             see = gr.HTML(js_on_load=DRAG, label='drag it', show_label=True, container=True, padding=True, elem_id='see')
-            response = gr.Image(label='where it is loud', height=340, elem_id='loud', buttons=[])
+            response = gr.Image(label='where the network looks', height=340, elem_id='loud', buttons=[])
             with gr.Column():
                 kind = gr.Radio(KINDS, value='car', label='obstacle')
                 slider = lambda lo, hi, at, label: gr.Slider(lo, hi, at, step=.01, label=label, elem_id=label.split()[0])

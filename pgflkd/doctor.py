@@ -51,9 +51,15 @@ class Finding(NamedTuple):
     text:str       # what
     remedy:str=''  # what to do about it
 
-def good(text): return Finding('good', text)
-def bad (text, remedy): return Finding('bad', text, remedy)
-def note(text, remedy=''): return Finding('note', text, remedy)
+def good(text):
+    "A finding that needs nothing"
+    return Finding('good', text)
+def bad(text, remedy):
+    "A finding that stops training or evaluation, and what to do about it"
+    return Finding('bad', text, remedy)
+def note(text, remedy=''):
+    "A finding to know of"
+    return Finding('note', text, remedy)
 def _some(names, n=3): names = [str(o) for o in names]; return ', '.join(names[:n]) + (f' and {len(names)-n:,} more' if len(names)>n else '')
 def _n(n, one, many=None): return f'{n:,} {one if n==1 else many or one+"s"}'
 

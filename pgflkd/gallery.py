@@ -58,7 +58,8 @@ def halve(
     force:bool=False, # even if the processor has no instruction for it (as a test wants it)
 ):
     "Keep a bfloat16 copy of the features of `v` if the processor multiplies such numbers and there are at `least` so many rows"
-    fast = {'avx512_bf16','amx_bf16'} & {k for k,o in torch.cpu.get_capabilities().items() if o}
+    caps = getattr(torch.cpu, 'get_capabilities', dict)()       # a torch that cannot be asked (2.6): no
+    fast = {'avx512_bf16','amx_bf16'} & {k for k,o in caps.items() if o}
     if (fast or force) and len(v)>=least: v.half = torch.cat([torch.from_numpy(np.array(s)).bfloat16() for s in v.shards])
 
 def exact_top(

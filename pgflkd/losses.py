@@ -34,7 +34,7 @@ def batch_hard_triplet(
     gap = d.masked_fill(~same, 0).amax(1) - d.masked_fill(same, torch.inf).amin(1)
     return (F.softplus(gap) if margin is None else F.relu(gap+margin)).mean()
 
-# %% ../nbs/20_losses.ipynb #182be0c5
+# %% ../nbs/20_losses.ipynb #e369853d
 def consistent_loss(
     f_g:torch.Tensor,     # (B,C) global feature, the student
     f_e:torch.Tensor,     # (B,C) foreground-enhanced feature, the teacher; detached here
@@ -48,7 +48,7 @@ def consistent_loss(
     sq = (f_g-f_e).pow(2)
     return sq.mean() if reduction=='mean' else sq.sum(1).mean()
 
-# %% ../nbs/20_losses.ipynb #f7177163
+# %% ../nbs/20_losses.ipynb #6c8349cc
 def multi_part_contrastive_loss(
     f_g:torch.Tensor,           # (B,C) global feature, the student
     f_p:torch.Tensor,           # (B,C) part features side by side, the teacher; detached here
@@ -65,7 +65,7 @@ def multi_part_contrastive_loss(
     positive = eye | eye[mirror.to(sim.device)]        # (K,K)
     return -sim.log_softmax(-1).masked_fill(~positive, -torch.inf).logsumexp(-1).sum(1).mean()
 
-# %% ../nbs/20_losses.ipynb #9f61408e
+# %% ../nbs/20_losses.ipynb #72b32a1f
 class PGFLKDLoss(Module):
     "Eq. 10 for a dict of features and logits: ID loss and triplet of every `logits_x`, plus `lambda_cl` and `lambda_mcl` times the distillation terms. The last batch's terms stay, detached, in `terms`"
     def __init__(self,
@@ -112,7 +112,7 @@ class PGFLKDLoss(Module):
         if self.part_loss=='consistent': return consistent_loss(f_g, f_p, self.cl)
         return multi_part_contrastive_loss(f_g, f_p, normalize=self.normalize, temperature=self.temperature)
 
-# %% ../nbs/20_losses.ipynb #72b32a1f
+# %% ../nbs/20_losses.ipynb #66f041e1
 def check_batch(
     out:dict,         # what the model returned
     pid:torch.Tensor, # what the loader returned

@@ -203,7 +203,7 @@ def _features(
     if q.ndim!=2 or g.ndim!=2 or q.shape[1]!=g.shape[1]: raise ValueError(f'features of shape {tuple(q.shape)} and {tuple(g.shape)} cannot be compared')
     for name,o in (('query',q), ('gallery',g)):
         bad = [t for i in range(0, len(o), TILE) if not (t := _rows(o, i, TILE, 1)).norm(dim=1).sum().isfinite()]
-        if bad: raise ValueError(f'{sum(int((~t.isfinite()).sum()) for t in bad)} of {o.shape[0]*o.shape[1]} values of the {name} features are not finite')
+        if bad: raise ValueError(f'{sum(int((~t.square().isfinite()).sum()) for t in bad)} of {o.shape[0]*o.shape[1]} values of the {name} features are not finite or too large to square')
     return q, g, next((o.device for o in (q,g) if isinstance(o, torch.Tensor) and o.device.type!='cpu'), torch.device('cpu'))
 
 def _block(

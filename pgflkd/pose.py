@@ -88,7 +88,7 @@ def part_attention(
     "Softmax over the cells of each of the `parts`, sharpened by `scale` (section 3.1 of the paper)"
     return (scale*parts).flatten(-2).softmax(-1).view_as(parts)
 
-# %% ../nbs/10_pose.ipynb #093f65e0
+# %% ../nbs/10_pose.ipynb #072b030b
 def part_visibility(
     attention:torch.Tensor, # (B,8,h,w) from `part_attention`
     scale:float=10.,        # the scale it was made with
@@ -97,7 +97,7 @@ def part_visibility(
     a = attention.flatten(-2).float().clamp_min(torch.finfo(torch.float32).tiny)
     return (a.amax(-1)/a.amin(-1)).log()/scale
 
-# %% ../nbs/10_pose.ipynb #3295c76a
+# %% ../nbs/10_pose.ipynb #735b90b4
 _members = torch.tensor([(o+o[:1]*4)[:5] for o in PARTS.values()]).flatten()                  # (40,) five joints a part; the head has five,
 _real    = torch.tensor([[1.]*len(o)+[0.]*(5-len(o)) for o in PARTS.values()]).flatten()      # (40,) who has fewer repeats one, with weight 0
 

@@ -30,6 +30,8 @@ def run_facts(
                 python=platform.python_version(), torch=torch.__version__.split('+')[0])
 
 # %% ../nbs/42_runs.ipynb #45c48cce
+def _names(df, on): return pd.MultiIndex.from_frame(df[on].astype(object).where(df[on].notna(), ''))     # an empty text is read back as nan
+
 def add_rows(
     path,              # CSV file, made if it is not there
     rows:pd.DataFrame, # New rows
@@ -42,7 +44,7 @@ def add_rows(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if path.exists():
             old = pd.read_csv(path)
-            if on: old = old[~old.set_index(on).index.isin(rows.set_index(on).index)]
+            if on: old = old[~_names(old, on).isin(_names(rows, on))]
             rows = pd.concat([old, rows], ignore_index=True)
         tmp = path.with_name(f'.{path.name}.{os.getpid()}')
         rows.to_csv(tmp, index=False); os.replace(tmp, path)

@@ -24,7 +24,7 @@ facts = lambda: run_facts(torch.device('cpu'))
 
 def processor():
     "Its name, and the instructions that decide how fast few bits are"
-    caps = torch.cpu.get_capabilities()
+    caps = getattr(torch.cpu, 'get_capabilities', dict)()
     return ', '.join([caps.get('cpu_name', 'unknown'), *(k for k in ('avx2','avx512_f','avx512_vnni','avx512_bf16','amx_int8','amx_bf16') if caps.get(k))])
 
 def keep(name, rows, on):

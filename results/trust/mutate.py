@@ -46,6 +46,7 @@ def run_cell(code, ns):
     tree = ast.parse(code) if isinstance(code, str) else code
     exec(compile(ast.fix_missing_locations(tree), '<cell>', 'exec'), ns)
 
+def exported(src): return bool(re.search(r'#\|\s*exports?\b', src))
 def picture(src): return bool(re.search(r'plt\.|subplots|fig-alt|show_batch|\.show\(|imshow|display\(', src)) and not re.search(r'test_|assert', src)
 
 def usable(cells):
@@ -54,7 +55,7 @@ def usable(cells):
     if not os.fork():
         null = os.open(os.devnull, os.O_WRONLY); os.dup2(null, 1); os.dup2(null, 2); ns, good = {'__name__': '__main__'}, []
         for i,c in enumerate(cells):
-            try: picture(c) or run_cell(c, ns) or good.append(i)
+            try: (picture(c) and not exported(c)) or run_cell(c, ns) or good.append(i)
             except BaseException: pass
         os.write(w, ' '.join(map(str, good)).encode()); os._exit(0)
     os.close(w); os.wait(); return {int(i) for i in os.fdopen(r).read().split()}
@@ -62,7 +63,7 @@ def usable(cells):
 def verdict(changed, rest, ns, limit):
     "Run the changed cell and the rest, (cell, whether it usually passes), in a fork: 'killed' or 'survived'"
     if not (pid := os.fork()):
-        null = os.open(os.devnull, os.O_WRONLY); os.dup2(null, 1); os.dup2(null, 2)
+        null = os.open(os.devnull, os.O_WRONLY); os.dup2(null, 1); os.dup2(null, 2); random.seed(0)     # a fork is seeded anew
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         try:
             run_cell(changed, ns)
@@ -79,8 +80,8 @@ def chapter(module, minutes, seed, limit, show):
     os.chdir(root/'nbs'); tm = TransformerManager(); ns = {'__name__': '__main__'}
     cells = [tm.transform_cell(c.source) for c in nbformat.read(root/f'nbs/{CHAPTERS[module]}.ipynb', 4).cells if c.cell_type=='code' and not re.search(r'#\|\s*(eval:\s*false|slow|cuda|notest)', c.source)]
     cells = [c for c in cells if not c.strip().startswith('get_ipython()')]
-    good, quiet = usable(cells), {i for i,c in enumerate(cells) if not picture(c)}; print(f'{module}: {len(good)} of {len(cells)} cells run without the pictures', flush=True)
-    plan = [(i, t, w, at) for i,c in enumerate(cells) if i in good and re.search(r'#\|\s*exports?\b', c) and not re.match(r'\s*(import|from)', re.sub(r'#.*\n','',c)) for t,w,at in mutants(c)]
+    good, quiet = usable(cells), {i for i,c in enumerate(cells) if exported(c) or not picture(c)}; print(f'{module}: {len(good)} of {len(cells)} cells run without the pictures', flush=True)
+    plan = [(i, t, w, at) for i,c in enumerate(cells) if i in good and exported(c) and not picture(c) and not re.match(r'\s*(import|from)', re.sub(r'#.*\n','',c)) for t,w,at in mutants(c)]
     random.Random(seed).shuffle(plan); until, rows, i0 = time.process_time()+60*minutes, [], -1
     used = lambda: time.process_time()+sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]); until = used()+60*minutes
     take = []; per = max(1, int(60*minutes/2))          # two CPU seconds each, roughly; then in the order of the cells, because the chapter runs once
