@@ -1,7 +1,7 @@
 """The ablation of SAN, and how well its painter paints: `python results/san/run.py` (from the repository's root).
 
 Rows times seeds; a row that stands in ablation.csv is not run again, one that was killed goes on at its last epoch.
-Writes ablation.csv, history.csv, texture.csv and painted.jpg into `out`, checkpoints into `work`."""
+Writes ablation.csv, history.csv, texture.csv and, for the first of the seeds, painted_NAME.jpg into `out`, checkpoints into `work`."""
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)
 import time
@@ -101,7 +101,7 @@ def one(name, dls, s, key, out, work):
     if 'SAN' in name or name=='reconstruction':
         rows = pd.DataFrame(texture_rows(learn, name, s['size'])).assign(**facts)
         add_rows(out/'texture.csv', rows, [*key,'painter','query_set'])
-        if name==s['show'] and key['seed']==s['seeds'][0]: picture(learn, s['size'], out/'painted.jpg')
+        if key['seed']==s['seeds'][0]: picture(learn, s['size'], out/f'painted_{name}.jpg')
     add_rows(out/'history.csv', pd.DataFrame(history).assign(**key), [*key,'model','epoch'])
     if name!='SAN_PG':
         share = obstacle_share(learn)
@@ -110,12 +110,12 @@ def one(name, dls, s, key, out, work):
     work.unlink(missing_ok=True)
     return learn, seconds
 
-def san_ablation(preset='small', seeds=(0,1,2), epochs=6, out='results/san', work='runs/san', rows=tuple(ROWS), lr=1e-3, arch='resnet18', size=64, stride=16, bs=64, show='SAN'):
+def san_ablation(preset='small', seeds=(0,1,2), epochs=6, out='results/san', work='runs/san', rows=tuple(ROWS), lr=1e-3, arch='resnet18', size=64, stride=16, bs=64):
     "Train `rows` on the world `preset` with each of `seeds`, `epochs` each; textures of `size`, a cell of the last map every `stride` pixels; skips what stands in `out`"
     if preset not in PRESETS: raise InputError(f'--preset: {preset} is no world, take one of {", ".join(PRESETS)}')
     for r in rows:
         if r not in ROWS: raise InputError(f'--rows: {r} is unknown, take {", ".join(ROWS)}')
-    out, work, s = Path(out), Path(work), dict(arch=arch, size=size, epochs=epochs, lr=lr, bs=bs, seeds=list(seeds), show=show)
+    out, work, s = Path(out), Path(work), dict(arch=arch, size=size, epochs=epochs, lr=lr, bs=bs, seeds=list(seeds))
     work.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         dls = None
