@@ -91,7 +91,7 @@ def stress_curve(
     df:pd.DataFrame,    # table of a rendered world: its gallery, and the queries of `query_set`
     joints,             # (len(df),17,3)
     kinds=('car','wall','tree','person'), # of obstacles
-    covers=(.1,.2,.3,.45,.6), # shares of a mean body to hide
+    covers=(.1,.2,.3,.45,.7), # shares of a mean body to hide
     parts=(*STRESS_PARTS,'left','right'), # hidden one at a time
     query_set:str='holistic', # who is asked: people with nothing in front
     looks:int=12,       # how many obstacles of a kind there are; queries share them
