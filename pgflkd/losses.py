@@ -55,17 +55,19 @@ def multi_part_contrastive_loss(
     mirror:torch.Tensor=MIRROR, # (K,) part -> its left/right twin
     normalize:bool=True,        # compare unit vectors; False: dot products, as printed
     temperature:float=.1,       # divides the similarities; 1: as printed
+    seen:torch.Tensor=None,     # (B,K) in [0,1], how far each part can be seen; None: all of them
 ) -> torch.Tensor:              # scalar
-    "Each part of `f_p` must find itself or its `mirror` among the K channel groups of `f_g`; sum over K, mean over the batch (Eq. 5)"
+    "Each part of `f_p` must find itself or its `mirror` among the K channel groups of `f_g`; sum over K, weighted by `seen`, mean over the batch (Eq. 5)"
     K = len(mirror)
     g, p = (_plain(t).unflatten(1, (K,-1)) for t in (f_g, f_p.detach()))  # (B,K,c)
     if normalize: g, p = F.normalize(g, dim=-1), F.normalize(p, dim=-1)
     sim = (p[:,:,None]*g[:,None]).sum(-1)/temperature  # (B,i,j); not einsum, which autocast would halve
     eye = torch.eye(K, dtype=torch.bool, device=sim.device)
     positive = eye | eye[mirror.to(sim.device)]        # (K,K)
-    return -sim.log_softmax(-1).masked_fill(~positive, -torch.inf).logsumexp(-1).sum(1).mean()
+    each = -sim.log_softmax(-1).masked_fill(~positive, -torch.inf).logsumexp(-1)                # (B,K)
+    return (each if seen is None else each*seen).sum(1).mean()
 
-# %% ../nbs/20_losses.ipynb #72b32a1f
+# %% ../nbs/20_losses.ipynb #093f65e0
 class PGFLKDLoss(Module):
     "Eq. 10 for a dict of features and logits: ID loss and triplet of every `logits_x`, plus `lambda_cl` and `lambda_mcl` times the distillation terms. The last batch's terms stay, detached, in `terms`"
     def __init__(self,
@@ -80,7 +82,7 @@ class PGFLKDLoss(Module):
     ):
         if part_loss not in ('contrastive','consistent'): raise ValueError(f"part_loss {part_loss!r}: use 'contrastive' or 'consistent'")
         store_attr()
-        self.terms = {}
+        self.terms, self.ramp = {}, 1.   # `ramp` scales both distillation terms, see `WarmDistillation`
 
     def forward(self,
         out:dict,           # features `f_x` (B,C), `logits_x` (B,N); a tensor (evaluation) has no loss
@@ -92,7 +94,7 @@ class PGFLKDLoss(Module):
         self.terms = {k: v.detach() for k,v in terms.items()}
         return sum(self.weight(k)*v for k,v in terms.items())  # Eq. 10
 
-    def weight(self, term): return dict(cl=self.lambda_cl, mcl=self.lambda_mcl).get(term, 1.)
+    def weight(self, term): return self.ramp*dict(cl=self.lambda_cl, mcl=self.lambda_mcl)[term] if term in ('cl','mcl') else 1.
 
     def each(self,
         out:dict,         # features `f_x` (B,C), `logits_x` (B,N)
@@ -105,14 +107,14 @@ class PGFLKDLoss(Module):
             terms[f'id_{b}']  = id_loss(out[f'logits_{b}'], y, self.smoothing)
             terms[f'tri_{b}'] = batch_hard_triplet(out[f'f_{b}'], y, self.margin)
         if self.lambda_cl  and 'f_e' in out: terms['cl']  = consistent_loss(out['f_g'], out['f_e'], self.cl)
-        if self.lambda_mcl and 'f_p' in out: terms['mcl'] = self.part_term(out['f_g'], out['f_p'])
+        if self.lambda_mcl and 'f_p' in out: terms['mcl'] = self.part_term(out['f_g'], out['f_p'], out.get('seen'))
         return terms
 
-    def part_term(self, f_g, f_p):
+    def part_term(self, f_g, f_p, seen=None):
         if self.part_loss=='consistent': return consistent_loss(f_g, f_p, self.cl)
-        return multi_part_contrastive_loss(f_g, f_p, normalize=self.normalize, temperature=self.temperature)
+        return multi_part_contrastive_loss(f_g, f_p, normalize=self.normalize, temperature=self.temperature, seen=seen)
 
-# %% ../nbs/20_losses.ipynb #66f041e1
+# %% ../nbs/20_losses.ipynb #072b030b
 def check_batch(
     out:dict,         # what the model returned
     pid:torch.Tensor, # what the loader returned

@@ -12,6 +12,7 @@ from torch import nn
 from fastcore.basics import patch
 from .baseline import Baseline, reid_splitter
 from .foreground import ForegroundBranch, pool_people
+from .pose import part_visibility
 from .semantics import SemanticsBranch
 
 # %% ../nbs/32_network.ipynb #c9f0f895
@@ -26,9 +27,11 @@ class PGFLKD(Baseline):
         pool:str='sum',        # reading of Eq. 1: 'sum' or 'mean'
         attn:str='cosine',     # reading of Eq. 2: 'cosine' or 'dot'
         attn_scale:float=None, # factor before the softmax of Eq. 2; None: see `foreground_attention`
+        detach:bool=False,     # keep the branches' ReID losses away from the map; not in the paper
+        visible:bool=False,    # hand the loss `seen` (B,K), so that Eq. 5 skips hidden parts; not in the paper
     ):
         super().__init__(body, n_classes)
-        self.pool_how = pool
+        self.pool_how, self.detach, self.visible = pool, detach, visible
         self.feb = ForegroundBranch(body.n_features, n_classes, attn, attn_scale)    if feb else None
         self.sab = SemanticsBranch (body.n_features, n_classes, interact=interact) if sab else None
     def pools(self, fmap, parts):            # (B,C,h,w), (B,K,h,w) -> f_g (B,C), f_parts (B,K,C), f_f (B,C)
@@ -45,9 +48,11 @@ class PGFLKD(Baseline):
         if not self.training: return self.neck_g.bn(self.pool(fmap))                 # Sec. 3.5: one feature, no pose
         f_g, *others = self.pools(fmap, parts) if self.feb or self.sab else [self.pool(fmap)]
         out = dict(f_g=f_g, logits_g=self.neck_g(f_g)[1])
+        if self.detach: f_g, others = f_g.detach(), [o if o is None else o.detach() for o in others]
+        if self.visible and self.sab: out['seen'] = part_visibility(parts)
         return out | self.branches(f_g, *others) if others else out
 
-# %% ../nbs/32_network.ipynb #6364d3f0
+# %% ../nbs/32_network.ipynb #19ca14e7
 @patch
 @torch.no_grad()
 def all_features(self:PGFLKD,
@@ -66,7 +71,7 @@ def all_features(self:PGFLKD,
     finally: self.train(training)
     return {k: v for k,v in out.items() if k.startswith('f_')}
 
-# %% ../nbs/32_network.ipynb #19ca14e7
+# %% ../nbs/32_network.ipynb #d645920e
 def to_baseline(
     model:PGFLKD, # a network, trained or not
 )->Baseline:      # body and neck_g copied, in evaluation mode
