@@ -1,0 +1,80 @@
+"""Where the networks of an ablation look, for chapter 60: `python results/ablation/responses.py` (from the repository's root), after `pgflkd_ablate --keep`.
+
+Reads runs.csv in `out` and the kept networks in `work`; writes shares.csv (every occluded query) and, for a few of them, pictures and maps in responses.npz into `out`."""
+import warnings
+warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)
+from pathlib import Path
+import numpy as np, pandas as pd, torch
+from dataclasses import fields
+from fastcore.script import call_parse
+from PIL import Image
+from pgflkd.ablate import Recipe, open_dataset, _id
+from pgflkd.interpret import feature_response, read_masks, response_share, similarity_cam, spread_queries
+from pgflkd.learner import load_student
+from pgflkd.metrics import pairwise_distance
+from pgflkd.pose import InputError
+from pgflkd.runs import add_rows, guarded, run_facts
+
+KEY = ['data','row','seed','switches',*(f.name for f in fields(Recipe))]
+
+def kept(out, work, row, seed):
+    "Key and network of the run of `row` with `seed`"
+    runs = pd.read_csv(out/'runs.csv', keep_default_na=False); runs = runs[(runs.row==row)&(runs.seed==seed)]
+    if not len(runs): raise InputError(f'{out}/runs.csv: no run of {row} with seed {seed}; give it to pgflkd_ablate first')
+    kinds = dict(data=str, row=str, seed=int, switches=str, **{f.name: f.type for f in fields(Recipe)})
+    key = {k: kinds[k](runs[k].iloc[0]) for k in KEY}; path = work/f'{_id(key)}.safetensors'
+    if not path.exists(): raise InputError(f'{path}: no such file; run pgflkd_ablate with --keep and the same --work')
+    return key, load_student(path)
+
+def load(df, model):
+    "Pictures (n,3,H,W) of `df`, normalised for `model`"
+    mean, std = (torch.tensor(o).view(3,1,1) for o in model.card['stats'])
+    return (torch.stack([torch.from_numpy(np.array(Image.open(f))).permute(2,0,1) for f in df.fn])/255-mean)/std
+
+@torch.no_grad()
+def embed(model, x): return torch.cat([model(o) for o in x.split(64)])
+
+def measure(model, df, shown):
+    "One row for every occluded query of `df`; response and similarity maps of the rows `shown`"
+    q, g = df[(df.role=='query')&(df.query_set=='occluded')], df[df.role=='gallery']
+    x, resp = load(q, model), []
+    f, fg = embed(model, x), embed(model, load(g, model))
+    for o in x.split(64): resp.append(feature_response(model, o))
+    resp, masks = torch.cat(resp), {k: read_masks(q, k) for k in ('obstacle','body')}
+    d, rows, match = pairwise_distance(f, fg).numpy(), [], []
+    pid, cam = g.pid.to_numpy(), g.camid.to_numpy()
+    for i,(p,c) in enumerate(zip(q.pid, q.camid)):
+        right, ours = (pid==p)&(cam!=c), ~((pid==p)&(cam==c))                      # same person and camera: not in the race
+        best = np.flatnonzero(right)[d[i][right].argmin()] if right.any() else -1
+        rows.append(dict(query=int(q.index[i]), pid=int(p), camid=int(c), rank=int((d[i][ours]<d[i][best]).sum())+1 if best>=0 else None)); match.append(best)
+    at = q.index.get_indexer(shown); cam_maps = similarity_cam(model, x[at], fg[np.array(match)[at]])
+    res = pd.DataFrame(rows).assign(**{f'response_on_{k}': response_share(resp, m).numpy() for k,m in masks.items()}, covered=q.covered.to_numpy())
+    return res, resp[at], cam_maps, q.loc[shown], g.iloc[np.array(match)[at]]
+
+def pictures(df): return np.stack([np.array(Image.open(f)) for f in df.fn])
+
+def responses(rows, seed, out, work, n):
+    "Measure the kept networks of `rows` with `seed`, and keep the maps of `n` queries"
+    out, work, arrays, shown = Path(out), Path(work), {}, None
+    for row in rows:
+        key, model = kept(out, work, row, seed)
+        if shown is None:
+            df, _, _ = open_dataset(key['data'], seed, work); df = df[df.role.isin(['query','gallery'])].reset_index(drop=True)
+            shown = spread_queries(df, n)                                          # spread over the table, not chosen by looking
+        table, resp, cams, q, match = measure(model, df, shown)
+        add_rows(out/'shares.csv', table.assign(row=row, seed=seed, **run_facts(torch.device('cpu'))), ['row','seed','query'])
+        arrays |= {f'{row}/response': resp.numpy().astype(np.float16), f'{row}/similarity': (cams*255).byte().numpy(), f'{row}/match': pictures(match)}
+    arrays |= dict(query=np.array(shown), picture=pictures(q), obstacle=read_masks(q, 'obstacle').numpy(), body=read_masks(q, 'body').numpy(), seed=seed)
+    tmp = out/'.responses.npz'; np.savez_compressed(tmp, **arrays); tmp.replace(out/'responses.npz')
+    print(f'{out}: shares.csv, responses.npz ({(out/"responses.npz").stat().st_size/1e3:.0f} kB)')
+
+@call_parse
+def main(
+    rows:str='baseline,PGFL-KD',       # Rows of runs.csv, with commas
+    seed:int=0,                        # Their seed
+    out:str='results/ablation/small',  # Folder of runs.csv
+    work:str='runs/work',              # Folder of the kept networks
+    n:int=8,                           # Queries of which the maps are kept
+):
+    "Where the networks of an ablation look"
+    guarded('responses', lambda: responses(rows.split(','), seed, out, work, n))
