@@ -23,7 +23,7 @@ def imports(path, deep):
 ALLOWED = dict(pose='', capsules='', people='capsules', wardrobe='people', scenery='people wardrobe', camera='people scenery wardrobe', walks='camera scenery', synthetic='camera people scenery walks wardrobe',
     data='', warp='data', metrics='', rerank='metrics', interpret='metrics', influence='interpret', stress='camera interpret metrics scenery', losses='', baseline='', foreground='baseline', semantics='baseline', network='baseline foreground semantics',
     san='baseline losses', texture='data', callbacks='metrics', step='callbacks', learner='baseline callbacks data interpret losses network san step texture', runs='',
-    keypoints='', formats='keypoints', estimate='data formats keypoints', crops='', occlude='keypoints synthetic', datasets='crops keypoints occlude synthetic', pipeline='data')
+    keypoints='', formats='keypoints', estimate='data formats keypoints', crops='', occlude='data keypoints synthetic', datasets='crops keypoints occlude synthetic', pipeline='data')
 
 @pytest.mark.parametrize('name', ALLOWED)
 def test_arrows(name):

@@ -54,6 +54,7 @@ SWITCHES = {                                                     # one change ea
     'soft margin':     dict(loss_kwargs=dict(margin=None)),
     'detach':          dict(net_kwargs=dict(detach=True)),       # beyond the paper
     'visible':         dict(net_kwargs=dict(visible=True)),
+    'centre':          dict(centre=True),
     'warm':            dict(warm=.3),
     'hidden':          dict(hide=.5)}
 
@@ -257,9 +258,9 @@ def embed_test(
     for x, parts, *_ in learn.dls.valid:
         x, parts = x.as_subclass(torch.Tensor), parts.as_subclass(torch.Tensor)
         f, fmap = model.all_features(x, parts), model.body(x)
-        p, g = pool_parts(fmap, parts), model.pool(fmap)
-        a = foreground_attention(fmap, p.mean(1))                                 # as FEB sees it, whether the row has a FEB or not
-        e = g + pool_parts(fmap, a[:,None].to(fmap.dtype))[:,0]
+        g = model.pool(fmap); cells = model.centre(fmap) if model.centre else fmap   # as the row's own branches see it
+        p = pool_parts(cells, parts); a = foreground_attention(cells, p.mean(1))                                 # as FEB sees it, whether the row has a FEB or not
+        e = g + pool_parts(cells, a[:,None].to(cells.dtype))[:,0]
         f |= dict(parts=F.normalize(p, dim=-1), seen=part_visibility(parts, scale), response=fmap.mean(1), norm_g=g.norm(dim=1), cos_ge=F.cosine_similarity(g, e),
                   entropy=-(a*a.clamp_min(1e-12).log()).sum((1,2))/np.log(a[0].numel()), alignment=group_alignment(fmap, parts))
         out.append({k: v.float().cpu() for k,v in f.items()})

@@ -100,17 +100,18 @@ def pgflkd_learner(
     lambda_cl:float=0.25,    # Weight of Eq. 4
     lambda_mcl:float=0.25,   # Weight of Eq. 5
     loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature
-    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale
+    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible
     prepare:callable=noop,   # Applied to the backbone before use, e.g. `same_padding`
     opt_func=reid_adam,      # Optimiser
     lr:float=3.5e-4,         # Learning rate when `fit` gets none
     wd:float=5e-4,           # Weight decay
     metrics=None,            # fastai metrics; mAP and rank-1 when None
     cbs=None,                # More callbacks
+    centre:bool=False,       # Take each cell's mean out of the map before the branches pool it (`CellCentre`, not in the paper)?
     **kwargs
 ) -> Learner:
     "PGFL-KD on `dls` with backbone `arch`; the switches `sab`, `interact`, `mcl`, `feb`, `cl` are the columns of Table 6"
-    model = PGFLKD(_body(dls, arch, weights, prepare), dls.n_classes, sab=sab, interact=interact, feb=feb, **(net_kwargs or {}))
+    model = PGFLKD(_body(dls, arch, weights, prepare), dls.n_classes, sab=sab, interact=interact, feb=feb, **(dict(centre=dls.map_size) if centre else {}), **(net_kwargs or {}))
     loss = PGFLKDLoss(lambda_cl*(feb and cl), lambda_mcl*(sab and mcl), **(loss_kwargs or {}))
     return _learner(dls, model, loss, opt_func, lr, wd, metrics, cbs, **kwargs)
 

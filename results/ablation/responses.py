@@ -48,7 +48,7 @@ def measure(model, df, shown):
         best = np.flatnonzero(right)[d[i][right].argmin()] if right.any() else -1
         rows.append(dict(query=int(q.index[i]), pid=int(p), camid=int(c), rank=int((d[i][ours]<d[i][best]).sum())+1 if best>=0 else None)); match.append(best)
     at = q.index.get_indexer(shown); cam_maps = similarity_cam(model, x[at], fg[np.array(match)[at]])
-    res = pd.DataFrame(rows).assign(**{f'response_on_{k}': response_share(resp, m).numpy() for k,m in masks.items()}, covered=q.covered.to_numpy())
+    res = pd.DataFrame(rows).assign(**{f'response_on_{k}': response_share(resp, m).numpy() for k,m in masks.items()}, area=masks['obstacle'].float().mean((1,2)).numpy(), covered=q.covered.to_numpy())
     return res, resp[at], cam_maps, q.loc[shown], g.iloc[np.array(match)[at]]
 
 def pictures(df): return np.stack([np.array(Image.open(f)) for f in df.fn])
