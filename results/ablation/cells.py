@@ -41,7 +41,7 @@ def cells(out, work):
     for row,seed in zip(runs.row, runs.seed):
         if (out/'cells.csv').exists() and ((c := pd.read_csv(out/'cells.csv')).row.eq(row)&c.seed.eq(seed)).any(): continue
         key, model = kept(out, work, row, int(seed)); df, joints, _ = open_dataset(key['data'], int(seed), work)
-        test = df.role.isin(['query','gallery']).to_numpy(); df, joints = df[test].reset_index(drop=True), joints[test]
+        test = (df.role.isin(['query','gallery']) & (df.query_set!='partial')).to_numpy(); df, joints = df[test].reset_index(drop=True), joints[test]
         fmap = maps(model, df); size = tuple(model.card['size']); grid = tuple(fmap.shape[-2:])
         parts = draw_attention(torch.from_numpy(joints), grid, size); body = F.adaptive_avg_pool2d(read_masks(df, 'body', size).float()[:,None], grid)
         accent, name, facts = fmap[(df.role=='gallery').to_numpy()].mean(0), dict(row=row, seed=int(seed)), dict(protocol=PROTOCOL.replace('f_g after BNNeck', 'the map pooled, no neck'), **run_facts(torch.device('cpu')))
