@@ -1,7 +1,7 @@
 """What a cell of the map tells, for chapter 61: `python results/ablation/cells.py` (from the repository's root), after `pgflkd_ablate --keep`.
 
 For every kept network of runs.csv: ranking by the map pooled in several ways, as it is and after each cell's mean over the gallery was taken out,
-and the share of the map's variance that position, person and camera explain. Writes cells.csv and variance.csv into `out`."""
+and the share of the map's variance that position, person and camera explain. Writes cells.csv, variance.csv and accent.csv (how far each cell's mean is from the mean of all cells, beside a typical picture's distance from its cell's mean) into `out`."""
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)
 import sys
@@ -48,6 +48,8 @@ def cells(out, work):
         for how,m in (('as it is', fmap), ('centred', fmap-accent)):
             f, p = pooled(m, parts, body); rows = rank_features(df, f | dict(parts=p, seen=part_visibility(parts)))
             add_rows(out/'cells.csv', pd.DataFrame(rows).assign(map=how, **name, **facts), ['row','seed','map','feature','query_set'])
+        loud = (accent-accent.mean((1,2), keepdim=True)).norm(dim=0); typical = (fmap-accent).norm(dim=1).mean((0,1,2))
+        add_rows(out/'accent.csv', pd.DataFrame([dict(name, y=i, x=j, accent=loud[i,j].item(), rest=typical.item()) for i in range(grid[0]) for j in range(grid[1])]), ['row','seed','y','x'])
         add_rows(out/'variance.csv', pd.DataFrame([dict(name, **explained(fmap, df), **facts)]), ['row','seed'])
         print(f'{row}, seed {seed}: written', flush=True)
 
