@@ -32,24 +32,31 @@ def load(df, model):
     return (torch.stack([torch.from_numpy(np.array(Image.open(f))).permute(2,0,1) for f in df.fn])/255-mean)/std
 
 @torch.no_grad()
+def maps(model, x): return model.body(x).float()
+
+@torch.no_grad()
 def embed(model, x): return torch.cat([model(o) for o in x.split(64)])
 
 def measure(model, df, shown):
-    "One row for every occluded query of `df`; response and similarity maps of the rows `shown`"
+    "One row for every occluded query of `df`; for the rows `shown` the response, the part of the map that is the picture's own, and the similarity to the nearest right match"
     q, g = df[(df.role=='query')&(df.query_set=='occluded')], df[df.role=='gallery']
     x, resp = load(q, model), []
     f, fg = embed(model, x), embed(model, load(g, model))
     for o in x.split(64): resp.append(feature_response(model, o))
     resp, masks = torch.cat(resp), {k: read_masks(q, k) for k in ('obstacle','body')}
+    accent = sum(maps(model, o).sum(0) for o in load(g, model).split(64))/len(g)     # each cell's mean over the gallery
+    own = torch.cat([(maps(model, o)-accent).norm(dim=1) for o in x.split(64)])      # what is this picture's and not its place's
     d, rows, match = pairwise_distance(f, fg).numpy(), [], []
     pid, cam = g.pid.to_numpy(), g.camid.to_numpy()
     for i,(p,c) in enumerate(zip(q.pid, q.camid)):
         right, ours = (pid==p)&(cam!=c), ~((pid==p)&(cam==c))                      # same person and camera: not in the race
         best = np.flatnonzero(right)[d[i][right].argmin()] if right.any() else -1
         rows.append(dict(query=int(q.index[i]), pid=int(p), camid=int(c), rank=int((d[i][ours]<d[i][best]).sum())+1 if best>=0 else None)); match.append(best)
-    at = q.index.get_indexer(shown); cam_maps = similarity_cam(model, x[at], fg[np.array(match)[at]])
-    res = pd.DataFrame(rows).assign(**{f'response_on_{k}': response_share(resp, m).numpy() for k,m in masks.items()}, area=masks['obstacle'].float().mean((1,2)).numpy(), covered=q.covered.to_numpy())
-    return res, resp[at], cam_maps, q.loc[shown], g.iloc[np.array(match)[at]]
+    at, match = q.index.get_indexer(shown), np.array(match)
+    cams = torch.cat([similarity_cam(model, x[i], fg[match[i]]) for i in np.split(np.arange(len(x)), range(64, len(x), 64))])
+    looks = dict(response=resp, own=own, similarity=cams)
+    res = pd.DataFrame(rows).assign(**{f'{n}_on_{k}': response_share(r, m).numpy() for n,r in looks.items() for k,m in masks.items()}, area=masks['obstacle'].float().mean((1,2)).numpy(), covered=q.covered.to_numpy())
+    return res, {n: r[at] for n,r in looks.items()}, q.loc[shown], g.iloc[match[at]]
 
 def pictures(df): return np.stack([np.array(Image.open(f)) for f in df.fn])
 
@@ -61,9 +68,9 @@ def responses(rows, seed, out, work, n):
         if shown is None:
             df, _, _ = open_dataset(key['data'], seed, work); df = df[df.role.isin(['query','gallery'])].reset_index(drop=True)
             shown = spread_queries(df, n)                                          # spread over the table, not chosen by looking
-        table, resp, cams, q, match = measure(model, df, shown)
+        table, looks, q, match = measure(model, df, shown)
         add_rows(out/'shares.csv', table.assign(row=row, seed=seed, **run_facts(torch.device('cpu'))), ['row','seed','query'])
-        arrays |= {f'{row}/response': resp.numpy().astype(np.float16), f'{row}/similarity': (cams*255).byte().numpy(), f'{row}/match': pictures(match)}
+        arrays |= {f'{row}/{n}': r.numpy().astype(np.float16) for n,r in looks.items() if n!='similarity'} | {f'{row}/similarity': (looks['similarity']*255).byte().numpy(), f'{row}/match': pictures(match)}
     arrays |= dict(query=np.array(shown), picture=pictures(q), obstacle=read_masks(q, 'obstacle').numpy(), body=read_masks(q, 'body').numpy(), seed=seed)
     tmp = out/'.responses.npz'; np.savez_compressed(tmp, **arrays); tmp.replace(out/'responses.npz')
     print(f'{out}: shares.csv, responses.npz ({(out/"responses.npz").stat().st_size/1e3:.0f} kB)')
