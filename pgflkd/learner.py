@@ -99,8 +99,8 @@ def pgflkd_learner(
     cl:bool=True,            # The consistent loss (C, Eq. 4)?
     lambda_cl:float=0.25,    # Weight of Eq. 4
     lambda_mcl:float=0.25,   # Weight of Eq. 5
-    loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature
-    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible
+    loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature, lambda_seen
+    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible, seen
     prepare:callable=noop,   # Applied to the backbone before use, e.g. `same_padding`
     opt_func=reid_adam,      # Optimiser
     lr:float=3.5e-4,         # Learning rate when `fit` gets none

@@ -46,9 +46,11 @@ class PGFLKD(Baseline):
         detach:bool=False,     # keep the branches' ReID losses away from the map; not in the paper
         visible:bool=False,    # hand the loss `seen` (B,K), so that Eq. 5 skips hidden parts; not in the paper
         centre:tuple=None,     # size (h,w) of the map, to take each cell's mean out of it before the branches pool it; not in the paper
+        seen:bool=False,       # hand the loss f_s, the mean of the seen parts, and f_c, f_g less the batch's mean; needs `centre`; not in the paper
     ):
         super().__init__(body, n_classes)
-        self.pool_how, self.detach, self.visible = pool, detach, visible
+        if seen and not (centre and (feb or sab)): raise ValueError('seen=True compares centred features of a branch: give centre=(h,w), and leave feb or sab on')
+        self.pool_how, self.detach, self.visible, self.seen = pool, detach, visible, seen
         self.centre = CellCentre(body.n_features, centre) if centre else None
         self.feb = ForegroundBranch(body.n_features, n_classes, attn, attn_scale)    if feb else None
         self.sab = SemanticsBranch (body.n_features, n_classes, interact=interact) if sab else None
@@ -69,9 +71,12 @@ class PGFLKD(Baseline):
         out = dict(f_g=f_g, logits_g=self.neck_g(f_g)[1])
         if self.detach: f_g, others = f_g.detach(), [o if o is None else o.detach() for o in others]
         if self.visible and self.sab: out['seen'] = part_visibility(parts)
+        if self.seen:
+            v = part_visibility(parts).clamp(max=1)[...,None]                        # a head of five joints is no five parts
+            out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=(others[0]*v).sum(1)/v.sum(1).clamp_min(.1))
         return out | self.branches(f_g, *others) if others else out
 
-# %% ../nbs/32_network.ipynb #3416a75f
+# %% ../nbs/32_network.ipynb #17e62166
 @patch
 @torch.no_grad()
 def all_features(self:PGFLKD,
@@ -90,7 +95,7 @@ def all_features(self:PGFLKD,
     finally: self.train(training)
     return {k: v for k,v in out.items() if k.startswith('f_')}
 
-# %% ../nbs/32_network.ipynb #6c8349cc
+# %% ../nbs/32_network.ipynb #67c6a1e7
 def to_baseline(
     model:PGFLKD, # a network, trained or not
 )->Baseline:      # body and neck_g copied, in evaluation mode
