@@ -56,7 +56,7 @@ SWITCHES = {                                                     # one change ea
     'visible':         dict(net_kwargs=dict(visible=True)),
     'centre':          dict(centre=True),
     'centre + scale 3': dict(centre=True, scale=3.),
-    'seen':            dict(centre=True, net_kwargs=dict(seen=True), loss_kwargs=dict(lambda_seen=3.)),
+    'seen':            dict(net_kwargs=dict(seen=True), loss_kwargs=dict(lambda_seen=3.)),
     'warm':            dict(warm=.3),
     'hidden':          dict(hide=.5)}
 

@@ -46,10 +46,10 @@ class PGFLKD(Baseline):
         detach:bool=False,     # keep the branches' ReID losses away from the map; not in the paper
         visible:bool=False,    # hand the loss `seen` (B,K), so that Eq. 5 skips hidden parts; not in the paper
         centre:tuple=None,     # size (h,w) of the map, to take each cell's mean out of it before the branches pool it; not in the paper
-        seen:bool=False,       # hand the loss f_s, the mean of the seen parts, and f_c, f_g less the batch's mean; needs `centre`; not in the paper
+        seen:bool=False,       # hand the loss f_s, the mean of the seen parts, and f_c, f_g less the batch's mean; not in the paper
     ):
         super().__init__(body, n_classes)
-        if seen and not (centre and (feb or sab)): raise ValueError('seen=True compares centred features of a branch: give centre=(h,w), and leave feb or sab on')
+        if seen and not (feb or sab): raise ValueError('seen=True needs the part features of a branch: leave feb or sab on')
         self.pool_how, self.detach, self.visible, self.seen = pool, detach, visible, seen
         self.centre = CellCentre(body.n_features, centre) if centre else None
         self.feb = ForegroundBranch(body.n_features, n_classes, attn, attn_scale)    if feb else None
@@ -73,7 +73,8 @@ class PGFLKD(Baseline):
         if self.visible and self.sab: out['seen'] = part_visibility(parts)
         if self.seen:
             v = part_visibility(parts).clamp(max=1)[...,None]                        # a head of five joints is no five parts
-            out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=(others[0]*v).sum(1)/v.sum(1).clamp_min(.1))
+            own = others[0] if self.centre else others[0]-torch.einsum('chw,bkhw->bkc', fmap.mean(0), parts.to(fmap.dtype))   # without the accents
+            out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=(own*v).sum(1)/v.sum(1).clamp_min(.1))
         return out | self.branches(f_g, *others) if others else out
 
 # %% ../nbs/32_network.ipynb #17e62166
