@@ -22,7 +22,8 @@ def maps(model, df): return torch.cat([model.body(o).float() for o in load(df, m
 
 def pooled(fmap, parts, body):
     "Features of `fmap` (n,C,h,w) pooled everywhere, under the silhouette `body` (n,1,h,w), and under the eight attentions `parts` (n,8,h,w)"
-    return dict(f_all=fmap.mean((2,3)), f_body=(fmap*body).sum((2,3))/body.sum((2,3)).clamp_min(1e-3)), F.normalize(pool_parts(fmap, parts), dim=-1)
+    f = dict(f_all=fmap.mean((2,3))) | ({} if body is None else dict(f_body=(fmap*body).sum((2,3))/body.sum((2,3)).clamp_min(1e-3)))
+    return f, F.normalize(pool_parts(fmap, parts), dim=-1)
 
 def explained(fmap, df):
     "Share of the variance of single cells of `fmap`, mean over channels, that the cell's position explains; then, of what is left at one position, person and camera"
@@ -34,16 +35,17 @@ def explained(fmap, df):
         res[k] = ((mean.pow(2)*n).sum((0,2,3))/rest.pow(2).sum((0,2,3)).clamp_min(1e-12)).mean().item()
     return res
 
-def cells(out, work):
-    "Measure the kept networks of `out`/runs.csv"
+def cells(out, work, folder=None, keypoints=None):
+    "Measure the kept networks of `out`/runs.csv; `folder` and `keypoints` are those of its photographs"
     out, work = Path(out), Path(work)
     runs = pd.read_csv(out/'runs.csv', keep_default_na=False).drop_duplicates(['row','seed'])
     for row,seed in zip(runs.row, runs.seed):
         if (out/'cells.csv').exists() and ((c := pd.read_csv(out/'cells.csv')).row.eq(row)&c.seed.eq(seed)).any(): continue
-        key, model = kept(out, work, row, int(seed)); df, joints, _ = open_dataset(key['data'], int(seed), work)
+        key, model = kept(out, work, row, int(seed)); df, joints, _ = open_dataset(key['data'].removesuffix(' valid'), int(seed), work, folder=folder, keypoints=keypoints, valid=key['data'].endswith(' valid'))
         test = (df.role.isin(['query','gallery']) & (df.query_set!='partial')).to_numpy(); df, joints = df[test].reset_index(drop=True), joints[test]
         fmap = maps(model, df); size = tuple(model.card['size']); grid = tuple(fmap.shape[-2:])
-        parts = draw_attention(torch.from_numpy(joints), grid, size); body = F.adaptive_avg_pool2d(read_masks(df, 'body', size).float()[:,None], grid)
+        parts = draw_attention(torch.from_numpy(joints), grid, size)
+        body = F.adaptive_avg_pool2d(read_masks(df, 'body', size).float()[:,None], grid) if 'mask' in df and df['mask'].astype(bool).all() else None   # photographs have no silhouettes
         accent, name, facts = fmap[(df.role=='gallery').to_numpy()].mean(0), dict(row=row, seed=int(seed)), dict(protocol=PROTOCOL.replace('f_g after BNNeck', 'the map pooled, no neck'), **run_facts(torch.device('cpu')))
         for how,m in (('as it is', fmap), ('centred', fmap-accent)):
             f, p = pooled(m, parts, body); rows = rank_features(df, f | dict(parts=p, seen=part_visibility(parts)))
@@ -57,6 +59,8 @@ def cells(out, work):
 def main(
     out:str='results/ablation/small',  # Folder of runs.csv
     work:str='runs/work',              # Folder of the kept networks
+    folder:str=None,                   # Crops, for runs on 'folder'
+    keypoints:str=None,                # Their keypoint store (.npz)
 ):
     "What a cell of the map tells"
-    guarded('cells', lambda: cells(out, work))
+    guarded('cells', lambda: cells(out, work, folder, keypoints))
