@@ -40,7 +40,7 @@ def cells(out, work, folder=None, keypoints=None):
     out, work = Path(out), Path(work)
     runs = pd.read_csv(out/'runs.csv', keep_default_na=False).drop_duplicates(['row','seed'])
     for row,seed in zip(runs.row, runs.seed):
-        if (out/'cells.csv').exists() and ((c := pd.read_csv(out/'cells.csv')).row.eq(row)&c.seed.eq(seed)).any(): continue
+        if (out/'variance.csv').exists() and ((c := pd.read_csv(out/'variance.csv')).row.eq(row)&c.seed.eq(seed)).any(): continue   # written last
         key, model = kept(out, work, row, int(seed)); df, joints, _ = open_dataset(key['data'].removesuffix(' valid'), int(seed), work, folder=folder, keypoints=keypoints, valid=key['data'].endswith(' valid'))
         test = (df.role.isin(['query','gallery']) & (df.query_set!='partial')).to_numpy(); df, joints = df[test].reset_index(drop=True), joints[test]
         fmap = maps(model, df); size = tuple(model.card['size']); grid = tuple(fmap.shape[-2:])
