@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RESPONSE_CMAP', 'ReIDInterpretation', 'feature_response', 'show_response', 'response_share', 'read_masks',
            'compare_responses', 'SimilarityTarget', 'similarity_cam', 'show_ranking', 'cosine_parts',
-           'RetrievalInterpretation', 'spread_queries', 'ranking_picture']
+           'RetrievalInterpretation', 'spread_queries', 'ranking_picture', 'running_bar']
 
 # %% ../nbs/15_interpret.ipynb #c81e728d
 import numpy as np
@@ -258,3 +258,22 @@ def ranking_picture(
             strips.append(np.asarray(fig.canvas.buffer_rgba())[...,:3])
             plt.close(fig)
     Image.fromarray(np.vstack(strips)).save(path)
+
+# %% ../nbs/15_interpret.ipynb #44f683a8
+def running_bar(
+    *rows:str,                          # rows of Table 6, as `pgflkd_ablate` names them
+    title:str,                          # what to notice
+    record=None,                        # table with `row` and `response_on_obstacle` from the same worlds, instead of that in `folder`
+    folder='../results/ablation/small', # where it recorded them, with `shares.csv` beside
+):                                      # axes
+    "Draw the share of the response on the obstacle of `rows`, mean over seeds and a dot a seed, under `title`; dotted: the obstacle's area. Without a record in `folder`, say so"
+    try: d, area = pd.read_csv(f'{folder}/diagnosis.csv') if record is None else record, pd.read_csv(f'{folder}/shares.csv').area.mean()
+    except FileNotFoundError: return print(f'{folder} holds no runs: pgflkd_ablate makes them')
+    by = d[d.row.isin(rows)].groupby('row').response_on_obstacle
+    rows, mean = [r for r in rows[::-1] if r in by.groups], by.mean()
+    fig,ax = plt.subplots(figsize=(5.5,.9+.3*len(rows)), dpi=80, layout='constrained')
+    ax.barh(rows, mean[rows], color=plt.get_cmap(RESPONSE_CMAP)(np.linspace(.7, .35, len(rows))))
+    for i,r in enumerate(rows): ax.plot(by.get_group(r), [i]*len(by.get_group(r)), 'k.', ms=4)
+    ax.axvline(area, color='k', ls=':'); ax.set(xlim=(0,1), xlabel='share of the response on the obstacle')
+    fig.suptitle(title, fontsize=11)
+    return ax

@@ -47,17 +47,25 @@ class PGFLKD(Baseline):
         visible:bool=False,    # hand the loss `seen` (B,K), so that Eq. 5 skips hidden parts; not in the paper
         centre:tuple=None,     # size (h,w) of the map, to take each cell's mean out of it before the branches pool it; not in the paper
         seen:bool=False,       # hand the loss f_s, the mean of the seen parts, and f_c, f_g less the batch's mean; not in the paper
+        dual_layer4:bool=False, # give the branches a last stage of their own, as the costs of Table 8 suggest and the text does not
     ):
         super().__init__(body, n_classes)
         if seen and not (feb or sab): raise ValueError('seen=True needs the part features of a branch: leave feb or sab on')
+        if dual_layer4 and not ((feb or sab) and hasattr(body, 'layer4')): raise ValueError('dual_layer4=True needs the body of a ResNet, and a branch: leave feb or sab on')
         self.pool_how, self.detach, self.visible, self.seen = pool, detach, visible, seen
         self.centre = CellCentre(body.n_features, centre) if centre else None
+        self.layer4 = deepcopy(body.layer4) if dual_layer4 else None
         self.feb = ForegroundBranch(body.n_features, n_classes, attn, attn_scale)    if feb else None
         self.sab = SemanticsBranch (body.n_features, n_classes, interact=interact) if sab else None
-    def pools(self, fmap, parts):            # (B,C,h,w), (B,K,h,w) -> f_g (B,C), f_parts (B,K,C), f_f (B,C)
+    def maps(self, x):                       # (B,3,H,W) -> the map that is kept and the one that the branches pool, as a rule the same: (B,C,h,w)
+        if self.layer4 is None: return [self.body(x)]*2
+        h = self.body[:-1](x)
+        return self.body.layer4(h), self.layer4(h.detach() if self.detach else h)
+    def pools(self, fmap, parts, taught=None): # (B,C,h,w), (B,K,h,w), the branches' map if another -> f_g (B,C), f_parts (B,K,C), f_f (B,C)
+        if taught is None: taught = fmap
         if parts is None: raise ValueError('the pose-guided branches train on `parts` (B,8,h,w): give `reid_dls` the joints, or switch sab and feb off')
-        f_g, *others = pool_people(self.centre(fmap) if self.centre else fmap, parts, self.pool_how, *((self.feb.how, self.feb.scale) if self.feb else ()))   # Eq. 1-3
-        return (self.pool(fmap) if self.centre else f_g), *others
+        f_g, *others = pool_people(self.centre(taught) if self.centre else taught, parts, self.pool_how, *((self.feb.how, self.feb.scale) if self.feb else ()))   # Eq. 1-3
+        return (f_g if taught is fmap and not self.centre else self.pool(fmap)), *others
     def branches(self, f_g, f_parts, f_f):   # -> dict
         out = self.feb.fuse(f_f, f_g)      if self.feb else {}                       # Eq. 3
         return out | (self.sab(f_g, f_parts) if self.sab else {})                    # Eq. 6
@@ -65,19 +73,21 @@ class PGFLKD(Baseline):
         x:torch.Tensor,          # pictures (B,3,H,W)
         parts:torch.Tensor=None, # part attention (B,K,h,w), each map sums to 1; evaluation never looks at it
     ):                           # training: dict of features (B,C) and logits (B,N); evaluation: f_g after its neck (B,C)
-        fmap = self.body(x)
-        if not self.training: return self.neck_g.bn(self.pool(fmap))                 # Sec. 3.5: one feature, no pose
-        f_g, *others = self.pools(fmap, parts) if self.feb or self.sab else [self.pool(fmap)]
+        if not self.training: return self.neck_g.bn(self.pool(self.body(x)))         # Sec. 3.5: one feature, no pose
+        fmap, taught = self.maps(x)
+        f_g, *others = self.pools(fmap, parts, taught) if self.feb or self.sab else [self.pool(fmap)]
         out = dict(f_g=f_g, logits_g=self.neck_g(f_g)[1])
-        if self.detach: f_g, others = f_g.detach(), [o if o is None else o.detach() for o in others]
+        if self.detach:
+            f_g = f_g.detach()
+            if self.layer4 is None: others = [o if o is None else o.detach() for o in others]
         if self.visible and self.sab: out['seen'] = part_visibility(parts)
         if self.seen:
             v = part_visibility(parts).clamp(max=1)[...,None]                        # a head of five joints is no five parts
-            own = others[0] if self.centre else others[0]-torch.einsum('chw,bkhw->bkc', fmap.mean(0), parts.to(fmap.dtype))   # without the accents
+            own = others[0] if self.centre else others[0]-torch.einsum('chw,bkhw->bkc', taught.mean(0), parts.to(fmap.dtype))   # without the accents
             out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=(own*v).sum(1)/v.sum(1).clamp_min(.1))
         return out | self.branches(f_g, *others) if others else out
 
-# %% ../nbs/32_network.ipynb #17e62166
+# %% ../nbs/32_network.ipynb #67c6a1e7
 @patch
 @torch.no_grad()
 def all_features(self:PGFLKD,
@@ -88,15 +98,15 @@ def all_features(self:PGFLKD,
     training = self.training
     self.eval()
     try:
-        fmap = self.body(x)
-        out  = dict(f_g=self.pool(fmap))
-        if self.feb or self.sab: out |= self.branches(out['f_g'], *self.pools(fmap, parts)[1:])
+        fmap, taught = self.maps(x)
+        out = dict(f_g=self.pool(fmap))
+        if self.feb or self.sab: out |= self.branches(out['f_g'], *self.pools(fmap, parts, taught)[1:])
         for name,m in self.named_modules():                # neck_e normalises f_e
             if '_' in name and name.split('.')[-1][:-1]=='neck_': out['f'+name[-2:]] = m.bn(out['f'+name[-2:]])
     finally: self.train(training)
     return {k: v for k,v in out.items() if k.startswith('f_')}
 
-# %% ../nbs/32_network.ipynb #67c6a1e7
+# %% ../nbs/32_network.ipynb #2838023a
 def to_baseline(
     model:PGFLKD, # a network, trained or not
 )->Baseline:      # body and neck_g copied, in evaluation mode

@@ -1,15 +1,16 @@
 """Where the networks of an ablation look, for chapter 60: `python results/ablation/responses.py` (from the repository's root), after `pgflkd_ablate --keep`.
 
-Reads runs.csv in `out` and the kept networks in `work`; writes shares.csv (every occluded query) and, for a few of them, pictures and maps in responses.npz into `out`."""
+Reads runs.csv in `out` and the kept networks in `work`; writes shares.csv (every occluded query) and, for a few of them, pictures and maps in responses.npz into `out`. With `--images images` also the two pictures of the front page."""
 import warnings
 warnings.filterwarnings('ignore', message='.*torch.jit.script', category=FutureWarning)
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import matplotlib; matplotlib.use('agg')
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from dataclasses import fields
 from fastcore.script import call_parse
 from PIL import Image
 from pgflkd.ablate import Recipe, open_dataset, _id
-from pgflkd.interpret import feature_response, read_masks, response_share, similarity_cam, spread_queries
+from pgflkd.interpret import RetrievalInterpretation, compare_responses, feature_response, ranking_picture, read_masks, response_share, similarity_cam, spread_queries
 from pgflkd.learner import load_student
 from pgflkd.metrics import pairwise_distance
 from pgflkd.pose import InputError
@@ -60,19 +61,27 @@ def measure(model, df, shown):
 
 def pictures(df): return np.stack([np.array(Image.open(f)) for f in df.fn])
 
-def responses(rows, seed, out, work, n):
-    "Measure the kept networks of `rows` with `seed`, and keep the maps of `n` queries"
-    out, work, arrays, shown = Path(out), Path(work), {}, None
+def front_page(df, cams, models, images):
+    "Write ranking.png, four queries of `df` as each of `models` ranks them, and similarity.png, `cams` over theirs, into `images`"
+    ranking_picture({r: RetrievalInterpretation(df, embed(m, load(df, m))) for r,m in models.items()}, spread_queries(df, 4), images/'ranking.png')
+    shown = spread_queries(df, len(next(iter(cams.values())))); mask = read_masks(df.loc[shown], 'obstacle')
+    fig = compare_responses(list(pictures(df.loc[shown])), cams, {r: response_share(c, mask) for r,c in cams.items()}, title='What makes a query look like the same person elsewhere')
+    fig.savefig(images/'similarity.png'); plt.close(fig)
+
+def responses(rows, seed, out, work, n, images):
+    "Measure the kept networks of `rows` with `seed`, and keep the maps of `n` queries; with a folder `images`, draw the front page's pictures there"
+    out, work, arrays, shown, models, cams = Path(out), Path(work), {}, None, {}, {}
     for row in rows:
         key, model = kept(out, work, row, seed)
         if shown is None:
             df, _, _ = open_dataset(key['data'], seed, work); df = df[df.role.isin(['query','gallery'])].reset_index(drop=True)
             shown = spread_queries(df, n)                                          # spread over the table, not chosen by looking
-        table, looks, q, match = measure(model, df, shown)
+        table, looks, q, match = measure(model, df, shown); models[row], cams[row] = model, looks['similarity']
         add_rows(out/'shares.csv', table.assign(row=row, seed=seed, **run_facts(torch.device('cpu'))), ['row','seed','query'])
         arrays |= {f'{row}/{n}': r.numpy().astype(np.float16) for n,r in looks.items() if n!='similarity'} | {f'{row}/similarity': (looks['similarity']*255).byte().numpy(), f'{row}/match': pictures(match)}
     arrays |= dict(query=np.array(shown), picture=pictures(q), obstacle=read_masks(q, 'obstacle').numpy(), body=read_masks(q, 'body').numpy(), seed=seed)
     tmp = out/'.responses.npz'; np.savez_compressed(tmp, **arrays); tmp.replace(out/'responses.npz')
+    if images: front_page(df, cams, models, Path(images))
     print(f'{out}: shares.csv, responses.npz ({(out/"responses.npz").stat().st_size/1e3:.0f} kB)')
 
 @call_parse
@@ -82,6 +91,7 @@ def main(
     out:str='results/ablation/small',  # Folder of runs.csv
     work:str='runs/work',              # Folder of the kept networks
     n:int=8,                           # Queries of which the maps are kept
+    images:str='',                     # Folder for the two pictures of the front page; empty: none
 ):
     "Where the networks of an ablation look"
-    guarded('responses', lambda: responses(rows.split(','), seed, out, work, n))
+    guarded('responses', lambda: responses(rows.split(','), seed, out, work, n, images))
