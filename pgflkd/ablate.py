@@ -52,7 +52,8 @@ SWITCHES = {                                                     # one change ea
     'lambda_mcl 0.25': dict(lambda_mcl=.25),
     'lambda_mcl 10':   dict(lambda_mcl=10.),
     'soft margin':     dict(loss_kwargs=dict(margin=None)),
-    'detach':          dict(net_kwargs=dict(detach=True)),       # beyond the paper
+    'unit triplet':    dict(loss_kwargs=dict(unit_triplet=True)), # beyond the paper
+    'detach':          dict(net_kwargs=dict(detach=True)),
     'visible':         dict(net_kwargs=dict(visible=True)),
     'centre':          dict(centre=True),
     'centre + scale 3': dict(centre=True, scale=3.),
@@ -75,7 +76,7 @@ def plan_rows(
     plans = dict(baseline={NAMES[0]: six[NAMES[0]]}, pair=pair, table6=six,
         table7={'L_CL': dict(full, loss_kwargs=dict(part_loss='consistent')), 'PGFL-KD': full},
         figure3={'PGFL-KD': full} | {f'lambda_{k} {v:g}': dict(full, **{f'lambda_{k}': v}) for k in ('mcl','cl') for v in (0.,.1,.25,.5,1.,3.) if v!=full.get(f'lambda_{k}', .25)},
-        switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5)})
+        switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5), 'baseline + unit triplet': dict(six['baseline'], **SWITCHES['unit triplet'])})
     if name not in plans: raise InputError(f'--preset: {name} is no plan, take one of {", ".join(plans)}')
     return plans[name]
 

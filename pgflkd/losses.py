@@ -79,6 +79,7 @@ class PGFLKDLoss(Module):
         normalize:bool=True,   # of `multi_part_contrastive_loss`
         temperature:float=.1,  # of `multi_part_contrastive_loss`
         part_loss:str='contrastive', # what ties f_g to f_p: 'contrastive' (Eq. 5) or 'consistent' (Eq. 4 between the two, Table 7)
+        unit_triplet:bool=False, # triplets between unit vectors, not between features as they come; not in the paper
         lambda_seen:float=0.,  # weight of 1 - cos(f_c, f_s) where the network has them: whole picture and seen parts, see `PGFLKD`; not in the paper
     ):
         if part_loss not in ('contrastive','consistent'): raise ValueError(f"part_loss {part_loss!r}: use 'contrastive' or 'consistent'")
@@ -106,7 +107,7 @@ class PGFLKDLoss(Module):
         y, terms = pid[:,0], {}
         for b in (k[7:] for k in out if k.startswith('logits_')):
             terms[f'id_{b}']  = id_loss(out[f'logits_{b}'], y, self.smoothing)
-            terms[f'tri_{b}'] = batch_hard_triplet(out[f'f_{b}'], y, self.margin)
+            terms[f'tri_{b}'] = batch_hard_triplet(F.normalize(_plain(out[f'f_{b}']), dim=1) if self.unit_triplet else out[f'f_{b}'], y, self.margin)
         if self.lambda_cl  and 'f_e' in out: terms['cl']  = consistent_loss(out['f_g'], out['f_e'], self.cl)
         if self.lambda_mcl and 'f_p' in out: terms['mcl'] = self.part_term(out['f_g'], out['f_p'], out.get('seen'))
         if self.lambda_seen and 'f_s' in out: terms['seen'] = consistent_loss(out['f_c'], out['f_s'], 'cosine')
