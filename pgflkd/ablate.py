@@ -69,8 +69,9 @@ NAMES = ['baseline', '+SAB', '+SAB w/ I', '+SAB w/ IM', '+FEB', 'PGFL-KD']   # T
 def plan_rows(
     name:str,              # baseline, pair, table6, table7, figure3 or switches
     lambda_mcl:float=3.,   # weight of Eq. 5 in every row that has it, unless the row is about it
+    unit_triplet:bool=False, # triplets between unit vectors in all rows; rows about that fall out
 )->dict:                   # row -> keyword arguments of `pgflkd_learner`, perhaps with those of `EXTRAS`
-    "The rows of the plan `name`, Eq. 5 weighted `lambda_mcl`; raises `InputError` for an unknown plan"
+    "The rows of the plan `name`, Eq. 5 weighted `lambda_mcl`, perhaps with `unit_triplet`; raises `InputError` for an unknown plan"
     six = {n: dict(ABLATION[i+1], lambda_mcl=lambda_mcl) for i,n in enumerate(NAMES)}
     full = six['PGFL-KD']; pair = {n: six[n] for n in (NAMES[0],NAMES[-1])}
     plans = dict(baseline={NAMES[0]: six[NAMES[0]]}, pair=pair, table6=six,
@@ -78,7 +79,8 @@ def plan_rows(
         figure3={'PGFL-KD': full} | {f'lambda_{k} {v:g}': dict(full, **{f'lambda_{k}': v}) for k in ('mcl','cl') for v in (0.,.1,.25,.5,1.,3.) if v!=full.get(f'lambda_{k}', .25)},
         switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5), 'baseline + unit triplet': dict(six['baseline'], **SWITCHES['unit triplet'])})
     if name not in plans: raise InputError(f'--preset: {name} is no plan, take one of {", ".join(plans)}')
-    return plans[name]
+    if not unit_triplet: return plans[name]
+    return {n: dict(o, loss_kwargs=dict(o.get('loss_kwargs', {}), unit_triplet=True)) for n,o in plans[name].items() if not n.endswith('unit triplet')}
 
 def pick_rows(
     rows:dict,  # from `plan_rows`
@@ -437,6 +439,7 @@ def ablate_command(
     bs:int=64,                # Pictures in a batch
     per_id:int=4,             # Pictures of each person in a batch
     lambda_mcl:float=3.,      # Weight of Eq. 5; the paper's 0.25 is for longer training
+    unit_triplet:bool=False,  # Triplets between unit vectors in all rows; the paper does not say that it does so
     rows:str='',              # Only these rows of the plan, with commas
     valid:bool=False,         # Test on held-out training people: the only data to choose settings by
     minutes:float=0.,         # Stop cleanly within so many minutes; the same command goes on
@@ -449,6 +452,6 @@ def ablate_command(
     s = SimpleNamespace(**locals())
     def job():
         recipe, numbers = read_recipe(s), read_seeds(seeds)[:1 if quick else None]
-        run_plan(pick_rows(plan_rows(preset, lambda_mcl), rows), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, folder=folder, format=format, keypoints=keypoints, valid=valid)
+        run_plan(pick_rows(plan_rows(preset, lambda_mcl, unit_triplet), rows), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, folder=folder, format=format, keypoints=keypoints, valid=valid)
         if (Path(out)/'runs.csv').exists(): print(f"\n{ablation_table(pd.read_csv(Path(out)/'runs.csv')).to_string()}\n\nmAP of f_G in percent, mean ± spread over seeds. {out}: runs.csv, diagnosis.csv, history.csv, stress.csv")
     guarded('pgflkd_ablate', job)
