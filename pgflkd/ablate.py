@@ -302,12 +302,12 @@ def pull(
     x, parts, pid, _ = learn.dls.train.one_batch(); model, loss = learn.model.train(), learn.loss_func
     was = {k: v.clone() for k,v in model.state_dict().items() if 'running' in k or 'tracked' in k}
     terms, ps = loss.each(model(x, parts), pid), [p for p in model.body.parameters() if p.requires_grad]
-    def norm(t): return sum(g.float().pow(2).sum() for g in torch.autograd.grad(t, ps, retain_graph=True, allow_unused=True) if g is not None)**.5
+    def norm(t): return sum(g.float().pow(2).sum() for g in torch.autograd.grad(t, ps, retain_graph=True, allow_unused=True) if g is not None)**.5 if t.requires_grad else 0.
     reid = norm(terms['id_g']+terms['tri_g']); res = {k: float(norm(loss.weight(k)*t)/reid) for k,t in terms.items()}
     model.load_state_dict(was, strict=False)      # the batch left no trace in BatchNorm
     return res
 
-# %% ../nbs/59b_ablate.ipynb #a5bfc9e0
+# %% ../nbs/59b_ablate.ipynb #d67d8ab4
 def diagnose(
     learn:Learner, # trained
     f:dict,        # from `embed_test`
@@ -318,7 +318,7 @@ def diagnose(
     if len(occ) and 'mask' in df: res |= {f'response_on_{k}': float(response_share(f['response'][occ], read_masks(df.iloc[occ], k, learn.dls.size)).nanmean()) for k in ('obstacle','body')}
     return res | {f'pull_{k}': v for k,v in pull(learn).items()}
 
-# %% ../nbs/59b_ablate.ipynb #d645920e
+# %% ../nbs/59b_ablate.ipynb #a1d0c6e8
 def embedder(
     learn:Learner, # trained
 ):                 # function: pictures (n,3,H,W) uint8, joints (n,17,3) -> feature -> (n,C)
@@ -334,7 +334,7 @@ def embedder(
         return {k: torch.cat([r[k] for r in res]) for k in res[0]}
     return embed
 
-# %% ../nbs/59b_ablate.ipynb #17e62166
+# %% ../nbs/59b_ablate.ipynb #6c8349cc
 def masked(
     df:pd.DataFrame, # queries and gallery
 )->bool:
@@ -342,7 +342,7 @@ def masked(
     whole = df[df.query_set=='holistic'] if 'query_set' in df and 'mask' in df else df[:0]
     return len(whole)>0 and whole['mask'].map(bool).all()
 
-# %% ../nbs/59b_ablate.ipynb #f7177163
+# %% ../nbs/59b_ablate.ipynb #d9d4f495
 def run_one(
     key:dict,        # names the run: data, row, seed, switches and the fields of `recipe`
     row:dict,        # keyword arguments of `pgflkd_learner`
@@ -407,7 +407,7 @@ def _done(path):
     df = pd.read_csv(path, keep_default_na=False)
     return {_id(dict(zip(keys, [kind(v) for kind,v in zip([str,str,int,str,*(f.type for f in fields(Recipe))], r)]))) for r in df[keys].drop_duplicates().itertuples(index=False)}
 
-# %% ../nbs/59b_ablate.ipynb #f457c545
+# %% ../nbs/59b_ablate.ipynb #2838023a
 def ablation_table(
     runs:pd.DataFrame,     # rows of runs.csv
     feature:str='f_g',     # which feature
@@ -419,7 +419,7 @@ def ablation_table(
     t = g.mean().map('{:.1f}'.format) + g.std().map(lambda s: '' if np.isnan(s) else f' ± {s:.1f}')
     return t.unstack('query_set').assign(seeds=df.groupby(by, sort=False, dropna=False).seed.nunique())
 
-# %% ../nbs/59b_ablate.ipynb #9a115815
+# %% ../nbs/59b_ablate.ipynb #a684ecee
 @call_parse
 def ablate_command(
     preset:str='table6',      # baseline, pair, table6, table7, figure3 or switches

@@ -75,7 +75,7 @@ def on_gpu():
 
 def make_learner(name, dls, s):
     "The learner `name` (baseline or pgflkd) on `dls` with the settings `s`"
-    kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop,
+    kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop, unit_triplet=s.unit_triplet,
               cbs=[BF16()] if s.bf16 and not on_gpu() else None)
     learn = baseline_learner(dls, **kw) if name=='baseline' else pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw)
     if s.tf: unfold_batchnorm(learn.model.body, torch.cat([dls.train.one_batch()[0] for _ in range(4)]).as_subclass(torch.Tensor))
@@ -159,7 +159,7 @@ def open_data(s):
 
 def read_settings(out):
     "The settings of the unfinished run in `out`"
-    try: return SimpleNamespace(**{**json.loads((out/'settings.json').read_text()), 'out': str(out), 'resume': True})
+    try: return SimpleNamespace(**{'unit_triplet': False, **json.loads((out/'settings.json').read_text()), 'out': str(out), 'resume': True})
     except (ValueError, TypeError): raise InputError(f'{out}/settings.json: cannot be read; give another folder with --out, and the settings again') from None
 
 # %% ../nbs/59_cli.ipynb #98f13708
@@ -188,7 +188,7 @@ def work(s, out, df, joints, dls, name):
     ranking_picture(interps, spread_queries(dls.test_df, 4), out/'ranking.png')
     share   = response_picture(learns, out/'response.png')
     facts   = dict(dataset=name, seed=s.seed, arch=s.arch, weights=Path(s.weights).name, size='x'.join(map(str, s.size)), epochs=s.epochs, batch=f'{s.bs//s.per_id}x{s.per_id}',
-                   lr=s.lr, lambda_mcl=s.lambda_mcl, precision='bf16' if s.bf16 else 'fp32', protocol=PROTOCOL, **run_facts(device))
+                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=s.unit_triplet, precision='bf16' if s.bf16 else 'fp32', protocol=PROTOCOL, **run_facts(device))
     rows = [dict(model=m, feature='f_g', query_set=q, **r.row(), obstacle_share=share[m] if q=='occluded' else None, train_seconds=round(done[m][2]), **facts)
             for m,o in interps.items() for q,r in o.ranking.items()]
     write_whole(out/'results.csv', lambda f: pd.DataFrame(rows).to_csv(f, index=False))
@@ -220,6 +220,7 @@ def train_command(
     per_id:int=4,             # Pictures of each person in a batch
     lr:float=1e-3,            # Highest learning rate (one-cycle)
     lambda_mcl:float=3.,      # Weight of Eq. 5; the paper's 0.25 is for longer training
+    unit_triplet:bool=False,  # Triplets between unit vectors (not in the paper): a short training then finds more people
     models:str='baseline,pgflkd', # What to train
     out:str='runs/first',     # Folder of the run
     resume:bool=False,        # Go on with an unfinished run in --out

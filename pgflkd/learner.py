@@ -74,6 +74,7 @@ def baseline_learner(
     weights:str='imagenet',  # 'imagenet', None (random), or a file of weights
     margin:float=0.3,        # Margin of the triplet loss; None for the soft margin
     smoothing:float=0.1,     # Label smoothing of the identity loss
+    unit_triplet:bool=False, # Triplets between unit vectors (not in the paper)? Short trainings gain much by it, see chapter 61
     prepare:callable=noop,   # Applied to the backbone before use, e.g. `same_padding`
     opt_func=reid_adam,      # Optimiser
     lr:float=3.5e-4,         # Learning rate when `fit` gets none
@@ -84,7 +85,7 @@ def baseline_learner(
 ) -> Learner:
     "The strong baseline on `dls` with backbone `arch`: identity and triplet loss on f_G, nothing of pose (Table 6, row 1)"
     model = Baseline(_body(dls, arch, weights, prepare), dls.n_classes)
-    return _learner(dls, model, PGFLKDLoss(0., 0., margin, smoothing), opt_func, lr, wd, metrics, cbs, **kwargs)
+    return _learner(dls, model, PGFLKDLoss(0., 0., margin, smoothing, unit_triplet=unit_triplet), opt_func, lr, wd, metrics, cbs, **kwargs)
 
 # %% ../nbs/41_learner.ipynb #98f13708
 @delegates(Learner.__init__)
@@ -99,8 +100,9 @@ def pgflkd_learner(
     cl:bool=True,            # The consistent loss (C, Eq. 4)?
     lambda_cl:float=0.25,    # Weight of Eq. 4
     lambda_mcl:float=0.25,   # Weight of Eq. 5
+    unit_triplet:bool=False, # Triplets between unit vectors (not in the paper)?
     loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature, lambda_seen
-    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible, seen
+    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible, seen, dual_layer4
     prepare:callable=noop,   # Applied to the backbone before use, e.g. `same_padding`
     opt_func=reid_adam,      # Optimiser
     lr:float=3.5e-4,         # Learning rate when `fit` gets none
@@ -112,7 +114,7 @@ def pgflkd_learner(
 ) -> Learner:
     "PGFL-KD on `dls` with backbone `arch`; the switches `sab`, `interact`, `mcl`, `feb`, `cl` are the columns of Table 6"
     model = PGFLKD(_body(dls, arch, weights, prepare), dls.n_classes, sab=sab, interact=interact, feb=feb, **(dict(centre=dls.map_size) if centre else {}), **(net_kwargs or {}))
-    loss = PGFLKDLoss(lambda_cl*(feb and cl), lambda_mcl*(sab and mcl), **(loss_kwargs or {}))
+    loss = PGFLKDLoss(lambda_cl*(feb and cl), lambda_mcl*(sab and mcl), **(dict(unit_triplet=unit_triplet) | (loss_kwargs or {})))
     return _learner(dls, model, loss, opt_func, lr, wd, metrics, cbs, **kwargs)
 
 # %% ../nbs/41_learner.ipynb #b6d767d2
@@ -196,6 +198,7 @@ def san_learner(
     lambda_tr:float=1.,      # Weight of each triplet on the painter's maps; 0: off
     lambda_cl:float=0.25,    # Weight of Eq. 4, with `pose`
     lambda_mcl:float=0.25,   # Weight of Eq. 5, with `pose`
+    unit_triplet:bool=False, # ReID triplets between unit vectors (not in the paper)?
     two_steps:bool=False,    # Alternate as the original does, with `TwoSteps`?
     loss_kwargs:dict=None,   # More for `SANLoss`: mining, tr_margin, margin, smoothing, cl
     net_kwargs:dict=None,    # More for `SAN` (embed, width, gain) or `PGFLKDSAN` (width, gain and those of `PGFLKD`)
@@ -210,6 +213,6 @@ def san_learner(
     "SAN on `dls` with backbone `arch`: the baseline, or with `pose` PGFL-KD, and a painter that learns `textures`"
     if textures is None: textures = Textures.from_table(dls.train_df, min(dls.size[0], 256))
     model = (PGFLKDSAN if pose else SAN)(_body(dls, arch, weights, prepare), dls.n_classes, size=textures.size, **(net_kwargs or {}))
-    loss = SANLoss(lambda_rec, lambda_tr, lambda_cl=lambda_cl*pose, lambda_mcl=lambda_mcl*pose, **(loss_kwargs or {}))
+    loss = SANLoss(lambda_rec, lambda_tr, lambda_cl=lambda_cl*pose, lambda_mcl=lambda_mcl*pose, **(dict(unit_triplet=unit_triplet) | (loss_kwargs or {})))
     if not reid: loss.parts = ('paint',)
     return _learner(dls, model, loss, opt_func, lr, wd, metrics, [PaintTarget(textures), *([TwoSteps()] if two_steps else []), *L(cbs)], **kwargs)
