@@ -12,10 +12,12 @@ from fastcore.script import call_parse
 from pgflkd.ablate import open_dataset, rank_features
 from pgflkd.foreground import pool_parts
 from pgflkd.interpret import read_masks
-from pgflkd.pose import draw_attention, part_visibility
+from pgflkd.pose import InputError, draw_attention, part_visibility
 from pgflkd.runs import PROTOCOL, add_rows, guarded, run_facts
 sys.path.insert(0, str(Path(__file__).parent))
 from responses import kept, load
+
+RUN = ['row','seed','stride','epochs']
 
 @torch.no_grad()
 def maps(model, df): return torch.cat([model.body(o).float() for o in load(df, model).split(64)])
@@ -38,22 +40,25 @@ def explained(fmap, df):
 def cells(out, work, folder=None, keypoints=None):
     "Measure the kept networks of `out`/runs.csv; `folder` and `keypoints` are those of its photographs"
     out, work = Path(out), Path(work)
-    runs = pd.read_csv(out/'runs.csv', keep_default_na=False).drop_duplicates(['row','seed'])
-    for row,seed in zip(runs.row, runs.seed):
-        if (out/'variance.csv').exists() and ((c := pd.read_csv(out/'variance.csv')).row.eq(row)&c.seed.eq(seed)).any(): continue   # written last
-        key, model = kept(out, work, row, int(seed)); df, joints, _ = open_dataset(key['data'].removesuffix(' valid'), int(seed), work, folder=folder, keypoints=keypoints, valid=key['data'].endswith(' valid'))
+    runs = pd.read_csv(out/'runs.csv', keep_default_na=False).drop_duplicates(RUN)
+    for run in runs[RUN].itertuples(index=False):
+        if (out/'variance.csv').exists() and run in set(pd.read_csv(out/'variance.csv')[RUN].itertuples(index=False)): continue   # written last
+        name = dict(zip(RUN, run)); row, seed = run.row, run.seed
+        try: key, model = kept(out, work, **name)
+        except InputError as e: print(e); continue                                                  # this one was not kept
+        df, joints, _ = open_dataset(key['data'].removesuffix(' valid'), int(seed), work, folder=folder, keypoints=keypoints, valid=key['data'].endswith(' valid'))
         test = (df.role.isin(['query','gallery']) & (df.query_set!='partial')).to_numpy(); df, joints = df[test].reset_index(drop=True), joints[test]
         fmap = maps(model, df); size = tuple(model.card['size']); grid = tuple(fmap.shape[-2:])
         parts = draw_attention(torch.from_numpy(joints), grid, size)
         body = F.adaptive_avg_pool2d(read_masks(df, 'body', size).float()[:,None], grid) if 'mask' in df and df['mask'].astype(bool).all() else None   # photographs have no silhouettes
-        accent, name, facts = fmap[(df.role=='gallery').to_numpy()].mean(0), dict(row=row, seed=int(seed)), dict(protocol=PROTOCOL.replace('f_g after BNNeck', 'the map pooled, no neck'), **run_facts(torch.device('cpu')))
+        accent, facts = fmap[(df.role=='gallery').to_numpy()].mean(0), dict(protocol=PROTOCOL.replace('f_g after BNNeck', 'the map pooled, no neck'), **run_facts(torch.device('cpu')))
         for how,m in (('as it is', fmap), ('centred', fmap-accent)):
             f, p = pooled(m, parts, body); rows = rank_features(df, f | dict(parts=p, seen=part_visibility(parts)))
-            add_rows(out/'cells.csv', pd.DataFrame(rows).assign(map=how, **name, **facts), ['row','seed','map','feature','query_set'])
+            add_rows(out/'cells.csv', pd.DataFrame(rows).assign(map=how, **name, **facts), [*RUN,'map','feature','query_set'])
         loud = (accent-accent.mean((1,2), keepdim=True)).norm(dim=0); typical = (fmap-accent).norm(dim=1).mean((0,1,2))
-        add_rows(out/'accent.csv', pd.DataFrame([dict(name, y=i, x=j, accent=loud[i,j].item(), rest=typical.item()) for i in range(grid[0]) for j in range(grid[1])]), ['row','seed','y','x'])
-        add_rows(out/'variance.csv', pd.DataFrame([dict(name, **explained(fmap, df), **facts)]), ['row','seed'])
-        print(f'{row}, seed {seed}: written', flush=True)
+        add_rows(out/'accent.csv', pd.DataFrame([dict(name, y=i, x=j, accent=loud[i,j].item(), rest=typical.item()) for i in range(grid[0]) for j in range(grid[1])]), [*RUN,'y','x'])
+        add_rows(out/'variance.csv', pd.DataFrame([dict(name, **explained(fmap, df), **facts)]), RUN)
+        print(f'{name}: written', flush=True)
 
 @call_parse
 def main(

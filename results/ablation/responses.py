@@ -18,9 +18,10 @@ from pgflkd.runs import add_rows, guarded, run_facts
 
 KEY = ['data','row','seed','switches',*(f.name for f in fields(Recipe))]
 
-def kept(out, work, row, seed):
-    "Key and network of the run of `row` with `seed`"
+def kept(out, work, row, seed, **recipe):
+    "Key and network of the run of `row` with `seed`, and with such fields of the `recipe`"
     runs = pd.read_csv(out/'runs.csv', keep_default_na=False); runs = runs[(runs.row==row)&(runs.seed==seed)]
+    for k,v in recipe.items(): runs = runs[runs[k]==v]
     if not len(runs): raise InputError(f'{out}/runs.csv: no run of {row} with seed {seed}; give it to pgflkd_ablate first')
     kinds = dict(data=str, row=str, seed=int, switches=str, **{f.name: f.type for f in fields(Recipe)})
     key = {k: kinds[k](runs[k].iloc[0]) for k in KEY}; path = work/f'{_id(key)}.safetensors'
