@@ -43,10 +43,10 @@ def cells(out, work, folder=None, keypoints=None):
     runs = pd.read_csv(out/'runs.csv', keep_default_na=False).drop_duplicates(RUN)
     for run in runs[RUN].itertuples(index=False):
         if (out/'variance.csv').exists() and run in set(pd.read_csv(out/'variance.csv')[RUN].itertuples(index=False)): continue   # written last
-        name = dict(zip(RUN, run)); row, seed = run.row, run.seed
+        name, seed = dict(zip(RUN, run)), int(run.seed)
         try: key, model = kept(out, work, **name)
         except InputError as e: print(e); continue                                                  # this one was not kept
-        df, joints, _ = open_dataset(key['data'].removesuffix(' valid'), int(seed), work, folder=folder, keypoints=keypoints, valid=key['data'].endswith(' valid'))
+        df, joints, _ = open_dataset(key['data'].removesuffix(' valid'), seed, work, folder=folder, keypoints=keypoints, valid=key['data'].endswith(' valid'))
         test = (df.role.isin(['query','gallery']) & (df.query_set!='partial')).to_numpy(); df, joints = df[test].reset_index(drop=True), joints[test]
         fmap = maps(model, df); size = tuple(model.card['size']); grid = tuple(fmap.shape[-2:])
         parts = draw_attention(torch.from_numpy(joints), grid, size)
