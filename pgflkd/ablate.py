@@ -159,6 +159,7 @@ class Recipe:
     size:str='128x64'     # height x width
     stride:int=0          # pixels a cell of the map; 0: as `reid_dls` chooses
     def hw(self): return tuple(map(int, self.size.split('x')))
+    def named(self): return asdict(self) | {k: Path(getattr(self, k)).name for k in ('weights','student')}   # files by their names: a run is the same run in another folder
 
 def read_recipe(
     s, # arguments of `pgflkd_ablate`
@@ -387,7 +388,7 @@ def run_plan(
     until, todo, spent = time.monotonic()+60*minutes if minutes else None, [(d,s,n) for d in data for s in seeds for n in rows], []
     done = _done(out/'runs.csv')
     for i,(spec, seed, name) in enumerate(todo):
-        key = dict(data=spec + (' valid' if source.get('valid') else ''), row=name, seed=seed, switches=json.dumps(rows[name]), **asdict(recipe))
+        key = dict(data=spec + (' valid' if source.get('valid') else ''), row=name, seed=seed, switches=json.dumps(rows[name]), **recipe.named())
         if _id(key) in done: continue
         if until and time.monotonic() > until-30: return _say(f'no time left: {len(todo)-i} of {len(todo)} runs are still to do, give the same command again')
         start = time.monotonic(); results = run_one(key, rows[name], recipe, out, work, until, keep, **source)
