@@ -23,7 +23,7 @@ import torch
 from torch.nn import functional as F
 from fastcore.script import call_parse
 from fastai.vision.all import *
-from .pose import InputError, draw_attention, part_visibility
+from .pose import InputError, draw_attention, part_visibility, person_attention
 from .synthetic import PRESETS, World, render_world, world_joints
 from .data import DrawParts, reid_dls
 from .metrics import evaluate_ranking
@@ -61,7 +61,11 @@ SWITCHES = {                                                     # one change ea
     'dual_layer4 + detach': dict(net_kwargs=dict(dual_layer4=True, detach=True)),
     'seen':            dict(net_kwargs=dict(seen=True), loss_kwargs=dict(lambda_seen=3.)),
     'warm':            dict(warm=.3),
-    'hidden':          dict(hide=.5)}
+    'hidden':          dict(hide=.5),
+    'pose':            dict(net_kwargs=dict(attn='pose')),
+    'pose + seen':     dict(net_kwargs=dict(attn='pose', seen=True), loss_kwargs=dict(lambda_seen=3.)),
+    'pose + hidden':   dict(net_kwargs=dict(attn='pose'), hide=.5),
+    'pose + seen + hidden': dict(net_kwargs=dict(attn='pose', seen=True), loss_kwargs=dict(lambda_seen=3.), hide=.5)}
 
 # %% ../nbs/59b_ablate.ipynb #c9f0f895
 NAMES = ['baseline', '+SAB', '+SAB w/ I', '+SAB w/ IM', '+FEB', 'PGFL-KD']   # Table 6, rows 1 to 6
@@ -276,9 +280,9 @@ def embed_test(
         x, parts = x.as_subclass(torch.Tensor), parts.as_subclass(torch.Tensor)
         f, (fmap, taught) = model.all_features(x, parts), model.maps(x)
         g = model.pool(fmap); cells = model.centre(taught) if model.centre else taught   # as the row's own branches see it
-        p = pool_parts(cells, parts); a = foreground_attention(cells, p.mean(1))                                 # as FEB sees it, whether the row has a FEB or not
+        p = pool_parts(cells, parts); where = person_attention(parts, scale); a = where if model.feb and model.feb.how=='pose' else foreground_attention(cells, p.mean(1))                                 # as FEB sees it, whether the row has a FEB or not
         e = g + pool_parts(cells, a[:,None].to(cells.dtype))[:,0]
-        f |= dict(parts=F.normalize(p, dim=-1), seen=part_visibility(parts, scale), response=fmap.mean(1), norm_g=g.norm(dim=1), cos_ge=F.cosine_similarity(g, e),
+        f |= dict(f_pose=pool_parts(cells, where[:,None].to(cells.dtype))[:,0], parts=F.normalize(p, dim=-1), seen=part_visibility(parts, scale), response=fmap.mean(1), norm_g=g.norm(dim=1), cos_ge=F.cosine_similarity(g, e),
                   entropy=-(a*a.clamp_min(1e-12).log()).sum((1,2))/np.log(a[0].numel()), alignment=group_alignment(fmap, parts))
         out.append({k: v.float().cpu() for k,v in f.items()})
     return {k: torch.cat([o[k] for o in out]) for k in out[0]}

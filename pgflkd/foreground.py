@@ -9,6 +9,7 @@ __all__ = ['pool_parts', 'foreground_attention', 'ForegroundBranch', 'pool_peopl
 import torch
 from fastai.torch_core import Module
 from .baseline import BNNeck
+from .pose import person_attention
 
 # %% ../nbs/30_foreground.ipynb #c51ce410
 def pool_parts(
@@ -43,10 +44,10 @@ class ForegroundBranch(Module):
     def __init__(self,
         n_in:int,          # channels C
         n_classes:int,     # identities N
-        how:str='cosine',  # similarity of Eq. 2: 'cosine' or 'dot'
+        how:str='cosine',  # similarity of Eq. 2: 'cosine' or 'dot'; or 'pose', see `pool_people`
         scale:float=None,  # its factor, see `foreground_attention`
     ):
-        if how not in ('cosine','dot'): raise ValueError(f"how={how!r}: choose 'cosine' or 'dot'")
+        if how not in ('cosine','dot','pose'): raise ValueError(f"how={how!r}: choose 'cosine', 'dot' or 'pose'")
         self.how, self.scale = how, scale
         self.neck_e = BNNeck(n_in, n_classes)
     def forward(self,
@@ -100,15 +101,18 @@ def pool_people(
     fmap:torch.Tensor,  # feature map (B,C,h,w)
     parts:torch.Tensor, # part attention (B,K,h,w); it gets no gradient
     pool:str='sum',     # as `how` of `pool_parts`
-    attn:str='cosine',  # as `how` of `foreground_attention`
+    attn:str='cosine',  # as `how` of `foreground_attention`; or 'pose': f_F is pooled under `person_attention` (not in the paper)
     scale:float=None,   # of `foreground_attention`
 )->tuple:               # f_g (B,C), f_parts (B,K,C), f_f (B,C)
     "Average, part features (Eq. 1) and attended feature (Eq. 2-3) of `fmap` in a few matrix products, forwards and backwards; options as in the plain forms. Raises ValueError as they do"
     if fmap.shape[-2:]!=parts.shape[-2:] or pool not in ('sum','mean'): pool_parts(fmap, parts, pool)       # says what is wrong
-    if attn not in ('cosine','dot'): raise ValueError(f"how={attn!r}: choose 'cosine' or 'dot'")
+    if attn not in ('cosine','dot','pose'): raise ValueError(f"how={attn!r}: choose 'cosine', 'dot' or 'pose'")
     fmap, parts = (t.as_subclass(torch.Tensor) for t in (fmap, parts))
     X, n = fmap.permute(0,2,3,1).flatten(1,2), fmap.shape[-2:].numel()                                      # a view, if the map is channels last
     A = torch.cat([parts.detach().flatten(2)/(1 if pool=='sum' else n), parts.new_full((len(X),1,n), 1/n)], 1)
+    if attn=='pose':                                                                                        # the map is not asked: one more row of weights
+        Q = torch.bmm(torch.cat([A, person_attention(parts).to(A.dtype).flatten(1)[:,None]], 1).to(X.dtype), X).to(torch.promote_types(X.dtype, torch.float32))
+        return Q[:,-2], Q[:,:-2], Q[:,-1]
     if scale is None: scale = 20. if attn=='cosine' else 1/n
     Q, f_f = _PoolPeople.apply(X, A, attn=='cosine', scale)
     return Q[:,-1], Q[:,:-1], f_f

@@ -12,7 +12,7 @@ from torch import nn
 from fastcore.basics import patch
 from .baseline import Baseline, reid_splitter
 from .foreground import ForegroundBranch, pool_people
-from .pose import part_visibility
+from .pose import part_visibility, person_attention
 from .semantics import SemanticsBranch
 
 # %% ../nbs/32_network.ipynb #45c48cce
@@ -41,12 +41,12 @@ class PGFLKD(Baseline):
         interact:bool=True,    # in it, fuse f_v = f_g + f_p before classifying
         feb:bool=True,         # foreground-enhanced branch
         pool:str='sum',        # reading of Eq. 1: 'sum' or 'mean'
-        attn:str='cosine',     # reading of Eq. 2: 'cosine' or 'dot'
+        attn:str='cosine',     # reading of Eq. 2: 'cosine' or 'dot'; or 'pose', which asks the joints and not the map; not in the paper
         attn_scale:float=None, # factor before the softmax of Eq. 2; None: see `foreground_attention`
         detach:bool=False,     # keep the branches' ReID losses away from the map; not in the paper
         visible:bool=False,    # hand the loss `seen` (B,K), so that Eq. 5 skips hidden parts; not in the paper
         centre:tuple=None,     # size (h,w) of the map, to take each cell's mean out of it before the branches pool it; not in the paper
-        seen:bool=False,       # hand the loss f_s, the mean of the seen parts, and f_c, f_g less the batch's mean; not in the paper
+        seen:bool=False,       # hand the loss f_s, the mean of the seen parts (f_f if `attn` is 'pose'), and f_c, f_g, both less the batch's mean; not in the paper
         dual_layer4:bool=False, # give the branches a last stage of their own, as the costs of Table 8 suggest and the text does not
     ):
         super().__init__(body, n_classes)
@@ -82,12 +82,15 @@ class PGFLKD(Baseline):
             if self.layer4 is None: others = [o if o is None else o.detach() for o in others]
         if self.visible and self.sab: out['seen'] = part_visibility(parts)
         if self.seen:
-            v = part_visibility(parts).clamp(max=1)[...,None]                        # a head of five joints is no five parts
-            own = others[0] if self.centre else others[0]-torch.einsum('chw,bkhw->bkc', taught.mean(0), parts.to(fmap.dtype))   # without the accents
-            out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=(own*v).sum(1)/v.sum(1).clamp_min(.1))
+            if self.feb and self.feb.how=='pose': a, f_s = person_attention(parts), others[1]
+            else:
+                v = part_visibility(parts).clamp(max=1); v = v/v.sum(1, keepdim=True).clamp_min(.1)      # a head of five joints is no five parts
+                a, f_s = torch.einsum('bk,bkhw->bhw', v, parts), torch.einsum('bk,bkc->bc', v, others[0])
+            if not self.centre: f_s = f_s-torch.einsum('chw,bhw->bc', taught.mean(0), a.to(fmap.dtype))  # without the accents
+            out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=f_s)
         return out | self.branches(f_g, *others) if others else out
 
-# %% ../nbs/32_network.ipynb #67c6a1e7
+# %% ../nbs/32_network.ipynb #f457c545
 @patch
 @torch.no_grad()
 def all_features(self:PGFLKD,
@@ -106,7 +109,7 @@ def all_features(self:PGFLKD,
     finally: self.train(training)
     return {k: v for k,v in out.items() if k.startswith('f_')}
 
-# %% ../nbs/32_network.ipynb #2838023a
+# %% ../nbs/32_network.ipynb #d82c8d16
 def to_baseline(
     model:PGFLKD, # a network, trained or not
 )->Baseline:      # body and neck_g copied, in evaluation mode

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COCO_JOINTS', 'SKELETON', 'PARTS', 'PART_COLORS', 'JOINT_MIRROR', 'MIRROR', 'InputError', 'TensorPose', 'flip_joints',
-           'draw_heatmaps', 'merge_parts', 'part_attention', 'part_visibility', 'draw_attention']
+           'draw_heatmaps', 'merge_parts', 'part_attention', 'part_visibility', 'person_attention', 'draw_attention']
 
 # %% ../nbs/10_pose.ipynb #eccbc87e
 import torch
@@ -97,7 +97,17 @@ def part_visibility(
     a = attention.flatten(-2).float().clamp_min(torch.finfo(torch.float32).tiny)
     return (a.amax(-1)/a.amin(-1)).log()/scale
 
-# %% ../nbs/10_pose.ipynb #735b90b4
+# %% ../nbs/10_pose.ipynb #03afdbd6
+def person_attention(
+    attention:torch.Tensor, # (B,8,h,w) from `part_attention`
+    scale:float=10.,        # the scale it was made with
+)->torch.Tensor:            # (B,h,w) in float32, each map sums to 1; even where no part was seen
+    "Weight where any joint was seen: at each cell the highest of the part maps, as they were before the softmax of `scale`, at most 1, read back from the `attention`. Not in the paper"
+    a = attention.as_subclass(torch.Tensor).float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    m = ((a-a.amin((-2,-1), keepdim=True))/scale).clamp(max=1).amax(1)+1e-3
+    return m/m.sum((-2,-1), keepdim=True)
+
+# %% ../nbs/10_pose.ipynb #7cbbc409
 _members = torch.tensor([(o+o[:1]*4)[:5] for o in PARTS.values()]).flatten()                  # (40,) five joints a part; the head has five,
 _real    = torch.tensor([[1.]*len(o)+[0.]*(5-len(o)) for o in PARTS.values()]).flatten()      # (40,) who has fewer repeats one, with weight 0
 

@@ -12,7 +12,7 @@ from fastcore.script import call_parse
 from pgflkd.ablate import open_dataset, rank_features
 from pgflkd.foreground import pool_parts
 from pgflkd.interpret import read_masks
-from pgflkd.pose import InputError, draw_attention, part_visibility
+from pgflkd.pose import InputError, draw_attention, part_visibility, person_attention
 from pgflkd.runs import PROTOCOL, add_rows, guarded, run_facts
 sys.path.insert(0, str(Path(__file__).parent))
 from responses import kept, load
@@ -23,8 +23,8 @@ RUN = ['row','seed','stride','epochs']
 def maps(model, df): return torch.cat([model.body(o).float() for o in load(df, model).split(64)])
 
 def pooled(fmap, parts, body):
-    "Features of `fmap` (n,C,h,w) pooled everywhere, under the silhouette `body` (n,1,h,w), and under the eight attentions `parts` (n,8,h,w)"
-    f = dict(f_all=fmap.mean((2,3))) | ({} if body is None else dict(f_body=(fmap*body).sum((2,3))/body.sum((2,3)).clamp_min(1e-3)))
+    "Features of `fmap` (n,C,h,w) pooled everywhere, where a joint was seen, under the silhouette `body` (n,1,h,w), and under the eight attentions `parts` (n,8,h,w)"
+    f = dict(f_all=fmap.mean((2,3)), f_pose=(fmap*person_attention(parts)[:,None]).sum((2,3))) | ({} if body is None else dict(f_body=(fmap*body).sum((2,3))/body.sum((2,3)).clamp_min(1e-3)))
     return f, F.normalize(pool_parts(fmap, parts), dim=-1)
 
 def explained(fmap, df):
