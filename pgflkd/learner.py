@@ -101,8 +101,8 @@ def pgflkd_learner(
     lambda_cl:float=0.25,    # Weight of Eq. 4
     lambda_mcl:float=0.25,   # Weight of Eq. 5
     unit_triplet:bool=False, # Triplets between unit vectors (not in the paper)?
-    loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature, lambda_seen
-    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible, seen, dual_layer4
+    loss_kwargs:dict=None,   # More for `PGFLKDLoss`: margin, smoothing, cl, normalize, temperature, lambda_seen, lambda_focus
+    net_kwargs:dict=None,    # More for `PGFLKD`: pool, attn, attn_scale, detach, visible, seen, focus, dual_layer4
     prepare:callable=noop,   # Applied to the backbone before use, e.g. `same_padding`
     opt_func=reid_adam,      # Optimiser
     lr:float=3.5e-4,         # Learning rate when `fit` gets none

@@ -81,6 +81,7 @@ class PGFLKDLoss(Module):
         part_loss:str='contrastive', # what ties f_g to f_p: 'contrastive' (Eq. 5) or 'consistent' (Eq. 4 between the two, Table 7)
         unit_triplet:bool=False, # triplets between unit vectors, not between features as they come; not in the paper
         lambda_seen:float=0.,  # weight of 1 - cos(f_c, f_s) where the network has them: whole picture and seen parts, see `PGFLKD`; not in the paper
+        lambda_focus:float=0., # weight of -log `on_person` where the network has it: the share of the response that lies where joints were seen; not in the paper
     ):
         if part_loss not in ('contrastive','consistent'): raise ValueError(f"part_loss {part_loss!r}: use 'contrastive' or 'consistent'")
         store_attr()
@@ -96,7 +97,7 @@ class PGFLKDLoss(Module):
         self.terms = {k: v.detach() for k,v in terms.items()}
         return sum(self.weight(k)*v for k,v in terms.items())  # Eq. 10
 
-    def weight(self, term): return self.ramp*getattr(self, f'lambda_{term}') if term in ('cl','mcl','seen') else 1.
+    def weight(self, term): return self.ramp*getattr(self, f'lambda_{term}') if term in ('cl','mcl','seen','focus') else 1.
 
     def each(self,
         out:dict,         # features `f_x` (B,C), `logits_x` (B,N)
@@ -111,6 +112,7 @@ class PGFLKDLoss(Module):
         if self.lambda_cl  and 'f_e' in out: terms['cl']  = consistent_loss(out['f_g'], out['f_e'], self.cl)
         if self.lambda_mcl and 'f_p' in out: terms['mcl'] = self.part_term(out['f_g'], out['f_p'], out.get('seen'))
         if self.lambda_seen and 'f_s' in out: terms['seen'] = consistent_loss(out['f_c'], out['f_s'], 'cosine')
+        if self.lambda_focus and 'on_person' in out: terms['focus'] = -_plain(out['on_person']).clamp_min(1e-6).log().mean()
         return terms
 
     def part_term(self, f_g, f_p, seen=None):

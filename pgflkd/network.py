@@ -47,12 +47,13 @@ class PGFLKD(Baseline):
         visible:bool=False,    # hand the loss `seen` (B,K), so that Eq. 5 skips hidden parts; not in the paper
         centre:tuple=None,     # size (h,w) of the map, to take each cell's mean out of it before the branches pool it; not in the paper
         seen:bool=False,       # hand the loss f_s, the mean of the seen parts (f_f if `attn` is 'pose'), and f_c, f_g, both less the batch's mean; not in the paper
+        focus:bool=False,      # hand the loss `on_person` (B,), the share of the response that lies where joints were seen; not in the paper
         dual_layer4:bool=False, # give the branches a last stage of their own, as the costs of Table 8 suggest and the text does not
     ):
         super().__init__(body, n_classes)
         if seen and not (feb or sab): raise ValueError('seen=True needs the part features of a branch: leave feb or sab on')
         if dual_layer4 and not ((feb or sab) and hasattr(body, 'layer4')): raise ValueError('dual_layer4=True needs the body of a ResNet, and a branch: leave feb or sab on')
-        self.pool_how, self.detach, self.visible, self.seen = pool, detach, visible, seen
+        self.pool_how, self.detach, self.visible, self.seen, self.focus = pool, detach, visible, seen, focus
         self.centre = CellCentre(body.n_features, centre) if centre else None
         self.layer4 = deepcopy(body.layer4) if dual_layer4 else None
         self.feb = ForegroundBranch(body.n_features, n_classes, attn, attn_scale)    if feb else None
@@ -88,9 +89,13 @@ class PGFLKD(Baseline):
                 a, f_s = torch.einsum('bk,bkhw->bhw', v, parts), torch.einsum('bk,bkc->bc', v, others[0])
             if not self.centre: f_s = f_s-torch.einsum('chw,bhw->bc', taught.mean(0), a.to(fmap.dtype))  # without the accents
             out |= dict(f_c=out['f_g']-out['f_g'].mean(0), f_s=f_s)
+        if self.focus:
+            if parts is None: raise ValueError('focus=True trains on `parts` (B,8,h,w): give `reid_dls` the joints')
+            a, r = person_attention(parts), fmap.float().relu().mean(1)                  # (B,h,w)
+            out['on_person'] = (r*a/a.amax((1,2), keepdim=True)).sum((1,2))/r.sum((1,2)).clamp_min(1e-6)   # of a picture with nobody in it: 1
         return out | self.branches(f_g, *others) if others else out
 
-# %% ../nbs/32_network.ipynb #f457c545
+# %% ../nbs/32_network.ipynb #2838023a
 @patch
 @torch.no_grad()
 def all_features(self:PGFLKD,
@@ -109,7 +114,7 @@ def all_features(self:PGFLKD,
     finally: self.train(training)
     return {k: v for k,v in out.items() if k.startswith('f_')}
 
-# %% ../nbs/32_network.ipynb #d82c8d16
+# %% ../nbs/32_network.ipynb #b53b3a3d
 def to_baseline(
     model:PGFLKD, # a network, trained or not
 )->Baseline:      # body and neck_g copied, in evaluation mode
