@@ -83,7 +83,7 @@ def plan_rows(
     plans = dict(baseline={NAMES[0]: six[NAMES[0]]}, pair=pair, table6=six,
         table7={'L_CL': dict(full, loss_kwargs=dict(part_loss='consistent')), 'PGFL-KD': full},
         figure3={'PGFL-KD': full} | {f'lambda_{k} {v:g}': dict(full, **{f'lambda_{k}': v}) for k in ('mcl','cl') for v in (0.,.1,.25,.5,1.,3.) if v!=full.get(f'lambda_{k}', .25)},
-        switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5), 'baseline + focus': dict(six['baseline'], **SWITCHES['focus']), 'baseline + focus + hidden': dict(six['baseline'], **SWITCHES['focus + hidden']), 'baseline + unit triplet': dict(six['baseline'], **SWITCHES['unit triplet'])})
+        switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5), 'baseline + focus': dict(six['baseline'], **SWITCHES['focus']), 'baseline + focus 3': dict(six['baseline'], net_kwargs=dict(focus=True), loss_kwargs=dict(lambda_focus=3.)), 'baseline + focus + hidden': dict(six['baseline'], **SWITCHES['focus + hidden']), 'baseline + unit triplet': dict(six['baseline'], **SWITCHES['unit triplet'])})
     if name not in plans: raise InputError(f'--preset: {name} is no plan, take one of {", ".join(plans)}')
     if not unit_triplet: return plans[name]
     return {n: dict(o, loss_kwargs=dict(o.get('loss_kwargs', {}), unit_triplet=True)) for n,o in plans[name].items() if not n.endswith('unit triplet')}
