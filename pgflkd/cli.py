@@ -28,11 +28,12 @@ from .data import denorm, open_picture, reid_dls
 from .baseline import ARCHS, same_padding, unfold_batchnorm
 from .interpret import ReIDInterpretation, compare_responses, feature_response, ranking_picture, read_masks, response_share, spread_queries
 from .callbacks import BF16, RunLog, fast_bf16, write_whole
-from .learner import baseline_learner, pgflkd_learner
+from .learner import baseline_learner, focus_learner, pgflkd_learner
 from .runs import PROTOCOL, claimed, guarded, run_facts
 from .keypoints import KeypointStore
 from .pipeline import fast
 from .datasets import READERS, make_partial, paste_obstacles
+from .occlude import HidePerson
 
 # %% ../nbs/59_cli.ipynb #8f14e45f
 def read_source(
@@ -44,7 +45,7 @@ def read_source(
         df = render_world(s.preset, seed=s.seed)
         return df, world_joints(df), f'synthetic_{s.preset} (world seed {s.seed})'
     if s.format not in READERS: raise InputError(f'unknown format {s.format}: take one of {", ".join(READERS)}')
-    if not s.keypoints and 'pgflkd' in s.models: raise InputError('PGFL-KD learns from pose: give --keypoints FILE.npz, or train the baseline alone with --models baseline')
+    if not s.keypoints and set(s.models)-{'baseline'}: raise InputError('PGFL-KD and focus learn from pose: give --keypoints FILE.npz, or train the baseline alone with --models baseline')
     df = READERS[s.format](s.data)
     if not (df.role=='train').any(): raise InputError(f'{s.data}: {s.format} has nobody to train on; test on it with pgflkd_transfer')
     return df, KeypointStore.load(s.keypoints).align(df) if s.keypoints else None, f'{Path(s.data).resolve().name} ({s.format} layout)'
@@ -74,10 +75,10 @@ def on_gpu():
     return default_device().type=='cuda'
 
 def make_learner(name, dls, s):
-    "The learner `name` (baseline or pgflkd) on `dls` with the settings `s`"
+    "The learner `name` (baseline, pgflkd or focus) on `dls` with the settings `s`"
     kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop, unit_triplet=s.unit_triplet,
               cbs=[BF16()] if s.bf16 and not on_gpu() else None)
-    learn = baseline_learner(dls, **kw) if name=='baseline' else pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw)
+    learn = pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw) if name=='pgflkd' else dict(baseline=baseline_learner, focus=focus_learner)[name](dls, **kw)
     if s.tf: unfold_batchnorm(learn.model.body, torch.cat([dls.train.one_batch()[0] for _ in range(4)]).as_subclass(torch.Tensor))
     return learn.to_fast(bf16=s.bf16, compile=False) if on_gpu() else learn   # a short run does not pay for a minute of compiling
 
@@ -122,10 +123,10 @@ def read_size(
     return size
 
 def check_numbers(
-    **numbers, # Any of seed, epochs, bs, per_id, lr, lambda_mcl
+    **numbers, # Any of seed, epochs, bs, per_id, lr, lambda_mcl, hide
 ):
     "Raise an `InputError` that names the first of `numbers` with which nothing can be trained"
-    least = dict(seed=0, epochs=0, bs=1, per_id=1, lr=0, lambda_mcl=0); most = dict(seed=10**9, epochs=10**6, bs=10**5, per_id=10**5, lr=1e3, lambda_mcl=1e6)
+    least = dict(seed=0, epochs=0, bs=1, per_id=1, lr=0, lambda_mcl=0, hide=0); most = dict(seed=10**9, epochs=10**6, bs=10**5, per_id=10**5, lr=1e3, lambda_mcl=1e6, hide=1)
     for k,v in numbers.items():
         if not least[k]<=v<=most[k]: raise InputError(f'--{k}: {v} cannot be used, take a number from {least[k]} to {most[k]:g}')
 
@@ -135,10 +136,10 @@ def check_settings(
 ):
     "Turn size and models of `s` from text into what they mean; raises `InputError` for what cannot be meant"
     s.size = read_size(s.size)
-    check_numbers(**{k: getattr(s, k) for k in ('seed','bs','per_id','lr','lambda_mcl')})
+    check_numbers(**{k: getattr(s, k) for k in ('seed','bs','per_id','lr','lambda_mcl','hide')})
     s.models = [o.strip() for o in s.models.split(',')]
     for o in s.models:
-        if o not in ('baseline','pgflkd'): raise InputError(f'--models: {o} is unknown, take baseline, pgflkd or both with a comma')
+        if o not in ('baseline','pgflkd','focus'): raise InputError(f'--models: {o} is unknown, take baseline, pgflkd, focus, or several with commas')
     if s.arch not in ARCHS: raise InputError(f'--arch: {s.arch} is unknown, take one of {", ".join(ARCHS)}')
     if s.weights not in ('none','imagenet') and not Path(s.weights).is_file(): raise InputError(f'--weights: {s.weights} is no file; take none, imagenet, or a .pth or .safetensors file')
     if s.epochs<1: raise InputError(f'--epochs: {s.epochs} trains nothing, give 1 or more')
@@ -146,8 +147,9 @@ def check_settings(
 
 def make_dls(df, joints, s):
     "Loaders for the settings `s`; those of converted TensorFlow weights (`tf`) scale pictures to [-1,1]"
-    return reid_dls(df, joints, size=s.size, bs=s.bs, per_id=s.per_id, seed=s.seed, stats=([.5]*3,[.5]*3) if s.tf else imagenet_stats,
-                    loader=fast if on_gpu() else noop)   # a GPU would wait for files
+    stats = ([.5]*3,[.5]*3) if s.tf else imagenet_stats
+    return reid_dls(df, joints, size=s.size, bs=s.bs, per_id=s.per_id, seed=s.seed, stats=stats, warp=[HidePerson(s.hide, stats, s.seed+3)] if s.hide else (),
+                    loader=fast if on_gpu() and not s.hide else noop)   # a GPU would wait for files; the cached loader pastes nothing
 
 def open_data(s):
     "Read and check everything the settings `s` name, and make nothing; returns table, joints, loaders, name"
@@ -159,7 +161,7 @@ def open_data(s):
 
 def read_settings(out):
     "The settings of the unfinished run in `out`"
-    try: return SimpleNamespace(**{'unit_triplet': False, **json.loads((out/'settings.json').read_text()), 'out': str(out), 'resume': True})
+    try: return SimpleNamespace(**{'unit_triplet': False, 'hide': 0., **json.loads((out/'settings.json').read_text()), 'out': str(out), 'resume': True})
     except (ValueError, TypeError): raise InputError(f'{out}/settings.json: cannot be read; give another folder with --out, and the settings again') from None
 
 # %% ../nbs/59_cli.ipynb #98f13708
@@ -188,7 +190,7 @@ def work(s, out, df, joints, dls, name):
     ranking_picture(interps, spread_queries(dls.test_df, 4), out/'ranking.png')
     share   = response_picture(learns, out/'response.png')
     facts   = dict(dataset=name, seed=s.seed, arch=s.arch, weights=Path(s.weights).name, size='x'.join(map(str, s.size)), epochs=s.epochs, batch=f'{s.bs//s.per_id}x{s.per_id}',
-                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=s.unit_triplet, precision='bf16' if s.bf16 else 'fp32', protocol=PROTOCOL, **run_facts(device))
+                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=s.unit_triplet, hide=s.hide, precision='bf16' if s.bf16 else 'fp32', protocol=PROTOCOL, **run_facts(device))
     rows = [dict(model=m, feature='f_g', query_set=q, **r.row(), obstacle_share=share[m] if q=='occluded' else None, train_seconds=round(done[m][2]), **facts)
             for m,o in interps.items() for q,r in o.ranking.items()]
     write_whole(out/'results.csv', lambda f: pd.DataFrame(rows).to_csv(f, index=False))
@@ -221,7 +223,8 @@ def train_command(
     lr:float=1e-3,            # Highest learning rate (one-cycle)
     lambda_mcl:float=3.,      # Weight of Eq. 5; the paper's 0.25 is for longer training
     unit_triplet:bool=False,  # Triplets between unit vectors (not in the paper): a short training then finds more people
-    models:str='baseline,pgflkd', # What to train
+    hide:float=0.,            # Share of the training pictures that get a random obstacle, for all models (not in the paper)
+    models:str='baseline,pgflkd', # What to train: baseline, pgflkd, focus (the baseline, told by the pose where to be loud)
     out:str='runs/first',     # Folder of the run
     resume:bool=False,        # Go on with an unfinished run in --out
 ):

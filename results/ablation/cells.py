@@ -37,10 +37,11 @@ def explained(fmap, df):
         res[k] = ((mean.pow(2)*n).sum((0,2,3))/rest.pow(2).sum((0,2,3)).clamp_min(1e-12)).mean().item()
     return res
 
-def cells(out, work, folder=None, keypoints=None):
-    "Measure the kept networks of `out`/runs.csv; `folder` and `keypoints` are those of its photographs"
+def cells(out, work, folder=None, keypoints=None, rows=''):
+    "Measure the kept networks of `out`/runs.csv, of `rows` only where it names some; `folder` and `keypoints` are those of its photographs"
     out, work = Path(out), Path(work)
     runs = pd.read_csv(out/'runs.csv', keep_default_na=False).drop_duplicates(RUN)
+    if rows: runs = runs[runs.row.isin([o.strip() for o in rows.split(',')])]
     for run in runs[RUN].itertuples(index=False):
         if (out/'variance.csv').exists() and run in set(pd.read_csv(out/'variance.csv')[RUN].itertuples(index=False)): continue   # written last
         name, seed = dict(zip(RUN, run)), int(run.seed)
@@ -66,6 +67,7 @@ def main(
     work:str='runs/work',              # Folder of the kept networks
     folder:str=None,                   # Crops, for runs on 'folder'
     keypoints:str=None,                # Their keypoint store (.npz)
+    rows:str='',                       # Only these rows, with commas
 ):
     "What a cell of the map tells"
-    guarded('cells', lambda: cells(out, work, folder, keypoints))
+    guarded('cells', lambda: cells(out, work, folder, keypoints, rows))

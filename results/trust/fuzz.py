@@ -190,7 +190,7 @@ def parsed(command, args):
 
 @target(2)
 class command_lines:
-    def make(r, d): return r.choice((train_command, ablate_command)), argv(r, ['data','format','keypoints','preset','seed','epochs','arch','weights','size','bs','per_id','lr','lambda_mcl','models','seeds','stride','minutes','folder','rows'])
+    def make(r, d): return r.choice((train_command, ablate_command)), argv(r, ['data','format','keypoints','preset','seed','epochs','arch','weights','size','bs','per_id','lr','lambda_mcl','hide','models','seeds','stride','minutes','folder','rows'])
     def read(a):
         s = parsed(*a)
         if a[0] is train_command:
@@ -208,7 +208,7 @@ class arguments:
         whole  = lambda usual: int(n) if (n := number(usual))==n and abs(n)<1e300 else usual
         text   = lambda *usual: r.choice(usual) if r.random()<.6 else spoil_text(r, r.choice(usual)) if r.random()<.6 else word(r)
         return SimpleNamespace(data=r.choice((None, None, None, text('small', 'tiny:repeat=0,wardrobe=9'))), format=text('market1501','csv','folders'), keypoints=None, preset=text('tiny','small','table6','pair'), seed=whole(0), epochs=whole(6), arch=text('resnet18','mobilenet_v2'),
-            weights=text('none','imagenet'), tf=False, student='', size=text('128x64','384x128','32x32'), stride=whole(0), bs=whole(64), per_id=whole(4), lr=float(number(1e-3)), lambda_mcl=float(number(3.)), models=text('baseline','baseline,pgflkd'), seeds=text('0','0,1,2'), out='x', resume=False, quick=False), r.random()<.5
+            weights=text('none','imagenet'), tf=False, student='', size=text('128x64','384x128','32x32'), stride=whole(0), bs=whole(64), per_id=whole(4), lr=float(number(1e-3)), lambda_mcl=float(number(3.)), hide=float(number(0.)), models=text('baseline','baseline,pgflkd','focus'), seeds=text('0','0,1,2'), out='x', resume=False, quick=False), r.random()<.5
     def read(a):
         s, train = a
         if train: check_settings(s); return read_source(s) if s.data else None
