@@ -62,27 +62,29 @@ def measure(model, df, shown):
 
 def pictures(df): return np.stack([np.array(Image.open(f)) for f in df.fn])
 
-def front_page(df, cams, models, images):
-    "Write ranking.png, four queries of `df` as each of `models` ranks them, and similarity.png, `cams` over theirs, into `images`"
-    ranking_picture({r: RetrievalInterpretation(df, embed(m, load(df, m))) for r,m in models.items()}, spread_queries(df, 4), images/'ranking.png')
-    shown = spread_queries(df, len(next(iter(cams.values())))); mask = read_masks(df.loc[shown], 'obstacle')
-    fig = compare_responses(list(pictures(df.loc[shown])), cams, {r: response_share(c, mask) for r,c in cams.items()}, title='What makes a query look like the same person elsewhere')
-    fig.savefig(images/'similarity.png'); plt.close(fig)
+def front_page(df, looks, models, images):
+    "Write ranking.jpg, four queries of `df` as the first and the last of `models` rank them, and response.jpg, `looks` over theirs, into `images`"
+    ends = {r: models[r] for r in (list(models)[0], list(models)[-1])}
+    ranking_picture({r: RetrievalInterpretation(df, embed(m, load(df, m))) for r,m in ends.items()}, spread_queries(df, 4), images/'ranking.jpg')
+    shown = spread_queries(df, len(next(iter(looks.values())))); mask = read_masks(df.loc[shown], 'obstacle')
+    fig = compare_responses(list(pictures(df.loc[shown])), {r: (o-o.amin((1,2), keepdim=True))/(o.amax((1,2), keepdim=True)-o.amin((1,2), keepdim=True)) for r,o in looks.items()},
+                            {r: response_share(o, mask) for r,o in looks.items()}, title='How loud the last map is: dark is quiet, bright is loud')
+    fig.savefig(images/'response.jpg', pil_kwargs=dict(quality=80)); plt.close(fig)
 
 def responses(rows, seed, out, work, n, images):
     "Measure the kept networks of `rows` with `seed`, and keep the maps of `n` queries; with a folder `images`, draw the front page's pictures there"
-    out, work, arrays, shown, models, cams = Path(out), Path(work), {}, None, {}, {}
+    out, work, arrays, shown, models, resp = Path(out), Path(work), {}, None, {}, {}
     for row in rows:
         key, model = kept(out, work, row, seed)
         if shown is None:
-            df, _, _ = open_dataset(key['data'], seed, work); df = df[df.role.isin(['query','gallery'])].reset_index(drop=True)
+            df, _, _ = open_dataset(key['data'].removesuffix(' valid'), seed, work, valid=key['data'].endswith(' valid')); df = df[df.role.isin(['query','gallery'])].reset_index(drop=True)
             shown = spread_queries(df, n)                                          # spread over the table, not chosen by looking
-        table, looks, q, match = measure(model, df, shown); models[row], cams[row] = model, looks['similarity']
+        table, looks, q, match = measure(model, df, shown); models[row], resp[row] = model, looks['response']
         add_rows(out/'shares.csv', table.assign(row=row, seed=seed, **run_facts(torch.device('cpu'))), ['row','seed','query'])
         arrays |= {f'{row}/{n}': r.numpy().astype(np.float16) for n,r in looks.items() if n!='similarity'} | {f'{row}/similarity': (looks['similarity']*255).byte().numpy(), f'{row}/match': pictures(match)}
     arrays |= dict(query=np.array(shown), picture=pictures(q), obstacle=read_masks(q, 'obstacle').numpy(), body=read_masks(q, 'body').numpy(), seed=seed)
     tmp = out/'.responses.npz'; np.savez_compressed(tmp, **arrays); tmp.replace(out/'responses.npz')
-    if images: front_page(df, cams, models, Path(images))
+    if images: front_page(df, resp, models, Path(images))
     print(f'{out}: shares.csv, responses.npz ({(out/"responses.npz").stat().st_size/1e3:.0f} kB)')
 
 @call_parse
