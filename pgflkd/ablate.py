@@ -40,7 +40,7 @@ from .occlude import HidePerson
 from .cli import add_queries, check_numbers, read_size
 
 # %% ../nbs/59b_ablate.ipynb #8f14e45f
-EXTRAS = dict(hide='probability of `HidePerson`', warm='share of `WarmDistillation`', scale='of the softmax of Eq. 1')   # keys of a row that are no arguments of the learner
+EXTRAS = dict(hide='probability of `HidePerson`', warm='share of `WarmDistillation`', scale='of the softmax of Eq. 1', sigma='width of a joint, in cells of the map')   # keys of a row that are no arguments of the learner
 
 SWITCHES = {                                                     # one change each to PGFL-KD
     'Eq. 1 scale 1':   dict(scale=1.),                           # how the paper may be read instead
@@ -83,7 +83,8 @@ def plan_rows(
     plans = dict(baseline={NAMES[0]: six[NAMES[0]]}, pair=pair, table6=six,
         table7={'L_CL': dict(full, loss_kwargs=dict(part_loss='consistent')), 'PGFL-KD': full},
         figure3={'PGFL-KD': full} | {f'lambda_{k} {v:g}': dict(full, **{f'lambda_{k}': v}) for k in ('mcl','cl') for v in (0.,.1,.25,.5,1.,3.) if v!=full.get(f'lambda_{k}', .25)},
-        switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5), 'baseline + focus': dict(six['baseline'], **SWITCHES['focus']), 'baseline + focus 3': dict(six['baseline'], net_kwargs=dict(focus=True), loss_kwargs=dict(lambda_focus=3.)), 'baseline + focus + hidden': dict(six['baseline'], **SWITCHES['focus + hidden']), 'baseline + unit triplet': dict(six['baseline'], **SWITCHES['unit triplet'])})
+        switches=pair | {n: dict(full, **o) for n,o in SWITCHES.items()} | {'baseline + hidden': dict(six['baseline'], hide=.5), 'baseline + focus': dict(six['baseline'], **SWITCHES['focus']), 'baseline + focus 3': dict(six['baseline'], net_kwargs=dict(focus=True), loss_kwargs=dict(lambda_focus=3.)),
+            'baseline + focus wide': dict(six['baseline'], **SWITCHES['focus'], sigma=1.5), 'baseline + focus wide + hidden': dict(six['baseline'], **SWITCHES['focus + hidden'], sigma=1.5), 'baseline + focus + hidden': dict(six['baseline'], **SWITCHES['focus + hidden']), 'baseline + unit triplet': dict(six['baseline'], **SWITCHES['unit triplet'])})
     if name not in plans: raise InputError(f'--preset: {name} is no plan, take one of {", ".join(plans)}')
     if not unit_triplet: return plans[name]
     return {n: dict(o, loss_kwargs=dict(o.get('loss_kwargs', {}), unit_triplet=True)) for n,o in plans[name].items() if not n.endswith('unit triplet')}
@@ -197,7 +198,7 @@ def start_learner(
     "The untrained learner of `row` under `recipe`; raises `InputError` for weights that do not fit"
     stats, extra, row = ([.5]*3,[.5]*3) if recipe.tf else imagenet_stats, {k: v for k,v in row.items() if k in EXTRAS}, {k: v for k,v in row.items() if k not in EXTRAS}
     dls = reid_dls(df, joints, size=recipe.hw(), bs=recipe.bs, per_id=recipe.per_id, stride=recipe.stride or None, seed=seed, stats=stats,
-                   scale=extra.get('scale', 10.), warp=[HidePerson(extra['hide'], stats, seed+3)] if 'hide' in extra else ())
+                   scale=extra.get('scale', 10.), sigma=extra.get('sigma', .75), warp=[HidePerson(extra['hide'], stats, seed+3)] if 'hide' in extra else ())
     set_seed(seed)
     learn = pgflkd_learner(dls, arch=ARCHS[recipe.arch], weights=None if recipe.weights=='none' else recipe.weights,
                            prepare=same_padding if recipe.tf else noop, cbs=[BF16()]*fast_bf16(dls.device) + ([WarmDistillation(extra['warm'])] if 'warm' in extra else []), **row)
@@ -358,6 +359,7 @@ def run_one(
     work:Path,       # folder for checkpoints and made pictures
     until=None,      # `time.monotonic` by which to stop
     keep:bool=False, # keep the pose-free network in `work`
+    stress:bool=True, # draw the stress curve, where it is known where the body is?
     **source         # folder, format, keypoints, valid: see `open_dataset`
 )->pd.DataFrame:     # rows of runs.csv, empty if they stood there already; None if it had to stop before the end
     "Train and measure one run and write what was found; raises `InputError` if another process is at it"
@@ -373,7 +375,7 @@ def run_one(
         if keep: learn.save_student(work/f'{_id(key)}.safetensors')
         add_rows(out/'diagnosis.csv', pd.DataFrame([dict(key, **diagnose(learn, f))]), on)
         test = df.role.isin(['query','gallery']).to_numpy()
-        if masked(df[test]): add_rows(out/'stress.csv', stress_curve(embedder(learn), df[test].reset_index(drop=True), joints[test]).assign(**key), [*on,'kind','cover','feature'])
+        if stress and masked(df[test]): add_rows(out/'stress.csv', stress_curve(embedder(learn), df[test].reset_index(drop=True), joints[test]).assign(**key), [*on,'kind','cover','feature'])
         if history: add_rows(out/'history.csv', pd.DataFrame([dict(key, **o) for o in history]), [*on,'epoch'])
         add_rows(out/'runs.csv', results, [*on,'feature','query_set'])   # last: what stands here is done
         (home/'run.pth').unlink(missing_ok=True)
@@ -388,6 +390,7 @@ def run_plan(
     work:Path,            # folder for checkpoints and made pictures
     minutes:float=0,      # stop in time; 0: no limit
     keep:bool=False,      # keep each run's pose-free network in `work`
+    stress:bool=True,     # draw the stress curve of each?
     **source              # folder, keypoints, valid: see `open_dataset`
 )->bool:                  # is everything done?
     "Train and measure each of `rows` on all `data` and `seeds` by `recipe`; skips what is in `out`, goes on with what lies half-done in `work`"
@@ -397,7 +400,7 @@ def run_plan(
         key = dict(data=spec + (' valid' if source.get('valid') else ''), row=name, seed=seed, switches=json.dumps(rows[name]), **recipe.named())
         if _id(key) in done: continue
         if until and time.monotonic() > until-30: return _say(f'no time left: {len(todo)-i} of {len(todo)} runs are still to do, give the same command again')
-        start = time.monotonic(); results = run_one(key, rows[name], recipe, out, work, until, keep, **source)
+        start = time.monotonic(); results = run_one(key, rows[name], recipe, out, work, until, keep, stress, **source)
         if results is None: return _say(f'{name}, seed {seed}: stopped in time, give the same command again to go on')
         if not len(results): continue      # another process did it meanwhile
         spent.append(time.monotonic()-start)
@@ -450,7 +453,7 @@ def ablate_command(
     rows:str='',              # Only these rows of the plan, with commas
     valid:bool=False,         # Test on held-out training people: the only data to choose settings by
     minutes:float=0.,         # Stop cleanly within so many minutes; the same command goes on
-    quick:bool=False,         # A rehearsal: one seed, two epochs at most, a cell of the map every 16 pixels
+    quick:bool=False,         # A rehearsal: one seed, two epochs at most, a cell of the map every 16 pixels, no stress curves
     keep:bool=False,          # Keep each run's pose-free network
     out:str='runs/ablation',  # Folder for runs.csv, diagnosis.csv, history.csv, stress.csv
     work:str='runs/work',     # Folder for checkpoints
@@ -459,6 +462,6 @@ def ablate_command(
     s = SimpleNamespace(**locals())
     def job():
         recipe, numbers = read_recipe(s), read_seeds(seeds)[:1 if quick else None]
-        run_plan(pick_rows(plan_rows(preset, lambda_mcl, unit_triplet), rows), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, folder=folder, format=format, keypoints=keypoints, valid=valid)
+        run_plan(pick_rows(plan_rows(preset, lambda_mcl, unit_triplet), rows), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, not quick, folder=folder, format=format, keypoints=keypoints, valid=valid)
         if (Path(out)/'runs.csv').exists(): print(f"\n{ablation_table(pd.read_csv(Path(out)/'runs.csv')).to_string()}\n\nmAP of f_G in percent, mean ± spread over seeds. {out}: runs.csv, diagnosis.csv, history.csv, stress.csv")
     guarded('pgflkd_ablate', job)
