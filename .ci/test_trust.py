@@ -107,7 +107,7 @@ def test_out_of_memory(crops, tmp_path):
     r, w = os.pipe()
     if not (pid := os.fork()):
         try:
-            sys.stderr = os.fdopen(w, 'w'); from pgflkd.runs import guarded
+            torch.set_num_threads(1); sys.stderr = os.fdopen(w, 'w'); from pgflkd.runs import guarded
             used = int(next(l for l in open('/proc/self/status') if l.startswith('VmSize')).split()[1])*1024
             big = learner(crops, file, size=(512,256)); start = big.run_log.resume()
             resource.setrlimit(resource.RLIMIT_AS, (used+2**27, resource.RLIM_INFINITY)); guarded('pgflkd_train', lambda: fit(big, 2, start))
