@@ -42,7 +42,7 @@ from .cli import add_queries, check_numbers, read_size
 # %% ../nbs/59b_ablate.ipynb #8f14e45f
 EXTRAS = dict(hide='probability of `HidePerson`', warm='share of `WarmDistillation`', scale='of the softmax of Eq. 1', sigma='width of a joint, in cells of the map')   # keys of a row that are no arguments of the learner
 
-SWITCHES = {                                                     # one change each to PGFL-KD
+SWITCHES = {                                                     # changes to PGFL-KD
     'Eq. 1 scale 1':   dict(scale=1.),                           # how the paper may be read instead
     'Eq. 1 mean':      dict(net_kwargs=dict(pool='mean')),
     'Eq. 2 dot':       dict(net_kwargs=dict(attn='dot')),
@@ -98,7 +98,7 @@ def pick_rows(
     if lost := [n for n in names if n not in rows]: raise InputError(f'--rows: {lost[0]} is not in this plan, take {", ".join(rows)}')
     return {n: rows[n] for n in names}
 
-# %% ../nbs/59b_ablate.ipynb #6512bd43
+# %% ../nbs/59b_ablate.ipynb #c20ad4d7
 def world_of(
     spec:str,  # name of a preset, perhaps with dials: 'small:repeat=0,cover_to=.5'
 )->World:      # its dials
@@ -112,7 +112,7 @@ def world_of(
         except (KeyError, ValueError): raise InputError(f'--data: {d} turns no dial of World; write dial=number, dials are {", ".join(k for k,t in kind.items() if t in (int,float))}') from None
     return replace(PRESETS[name], **turned)
 
-# %% ../nbs/59b_ablate.ipynb #aab32389
+# %% ../nbs/59b_ablate.ipynb #9bf31c7f
 def validation_cut(
     df:pd.DataFrame,   # a table
     share:float=.3,    # of the training people who are searched for instead
@@ -128,7 +128,7 @@ def validation_cut(
     df.loc[df.role!='query', 'query_set'] = ''
     return df
 
-# %% ../nbs/59b_ablate.ipynb #c74d97b0
+# %% ../nbs/59b_ablate.ipynb #70efdf2e
 def open_dataset(
     spec:str,            # a world as in `world_of`, or 'folder'
     seed:int,            # of the world; a folder is the same for every seed
@@ -151,7 +151,7 @@ def open_dataset(
     if spec=='folder': df, joints = add_queries(df, joints, work/('queries_valid' if valid else 'queries'), 0)
     return df, joints, name
 
-# %% ../nbs/59b_ablate.ipynb #1f0e3dad
+# %% ../nbs/59b_ablate.ipynb #98f13708
 @dataclass(frozen=True)
 class Recipe:
     "How every row is trained"
@@ -176,7 +176,7 @@ def read_recipe(
     if s.arch not in ARCHS: raise InputError(f'--arch: {s.arch} is unknown, take one of {", ".join(ARCHS)}')
     if s.stride not in (0,8,16,32): raise InputError(f'--stride: {s.stride} cannot be used, take 8, 16 or 32, or 0 for what fits the size')
     recipe = Recipe(**{f.name: getattr(s, f.name) for f in fields(Recipe)})
-    return replace(recipe, epochs=min(recipe.epochs, 2), stride=recipe.stride or 16) if s.quick else recipe
+    return replace(recipe, epochs=min(recipe.epochs, 1), stride=recipe.stride or 16) if s.quick else recipe
 
 def read_seeds(
     text:str, # numbers with commas
@@ -187,7 +187,7 @@ def read_seeds(
     for o in seeds: check_numbers(seed=o)
     return seeds
 
-# %% ../nbs/59b_ablate.ipynb #3c59dc04
+# %% ../nbs/59b_ablate.ipynb #b6d767d2
 def start_learner(
     df:pd.DataFrame, # the table
     joints,          # (n,17,3)
@@ -209,7 +209,7 @@ def start_learner(
         learn.model.body.load_state_dict(known.body.state_dict()); learn.model.neck_g.bn.load_state_dict(known.neck_g.bn.state_dict())
     return learn
 
-# %% ../nbs/59b_ablate.ipynb #37693cfc
+# %% ../nbs/59b_ablate.ipynb #1ff1de77
 class InTime(Callback):
     "Stop after the epoch that leaves no time for another before `until`, a value of `time.monotonic`"
     order = 95   # after RunLog (90) wrote its checkpoint
@@ -244,7 +244,7 @@ def train_row(
     learn.remove_cbs(cbs)
     return None if clock.stopped else log.rows
 
-# %% ../nbs/59b_ablate.ipynb #02e74f10
+# %% ../nbs/59b_ablate.ipynb #33e75ff0
 def part_similarity(
     p:torch.Tensor, v:torch.Tensor,   # queries: unit part features (q,K,C), visibility (q,K)
     p2:torch.Tensor, v2:torch.Tensor, # gallery: (g,K,C), (g,K)
@@ -255,7 +255,7 @@ def part_similarity(
         both = v[:,k,None]*v2[:,k]; s += both*(p[:,k]@p2[:,k].T); w += both
     return s/w.clamp(min=1e-6)
 
-# %% ../nbs/59b_ablate.ipynb #34173cb3
+# %% ../nbs/59b_ablate.ipynb #c16a5320
 def group_alignment(
     fmap:torch.Tensor,  # (B,C,h,w), not negative
     parts:torch.Tensor, # attention (B,K,h,w), each map sums to 1
@@ -266,7 +266,7 @@ def group_alignment(
     under = loud@parts.float().flatten(2).transpose(1,2)                         # (B,K,K): group, part
     return (under.diagonal(dim1=1, dim2=2)/under.mean(1).clamp_min(1e-9)).mean(1)
 
-# %% ../nbs/59b_ablate.ipynb #6364d3f0
+# %% ../nbs/59b_ablate.ipynb #182be0c5
 def parts_of(
     learn:Learner, # of `start_learner`
 )->DrawParts:      # with its size, sigma and scale
@@ -302,7 +302,7 @@ def rank_features(
         rows.append(dict(feature='parts', query_set=s, **evaluate_ranking(dist, *(df[c].values[o] for c in ('pid','camid') for o in (q,g))).row()))
     return rows
 
-# %% ../nbs/59b_ablate.ipynb #1c383cd3
+# %% ../nbs/59b_ablate.ipynb #a5bfc9e0
 def pull(
     learn:Learner, # trained or not
 )->dict:           # term -> norm of its weighted gradient on the backbone / that of id_g + tri_g
@@ -315,7 +315,7 @@ def pull(
     model.load_state_dict(was, strict=False)      # the batch left no trace in BatchNorm
     return res
 
-# %% ../nbs/59b_ablate.ipynb #d67d8ab4
+# %% ../nbs/59b_ablate.ipynb #3416a75f
 def diagnose(
     learn:Learner, # trained
     f:dict,        # from `embed_test`
@@ -326,7 +326,7 @@ def diagnose(
     if len(occ) and 'mask' in df: res |= {f'response_on_{k}': float(response_share(f['response'][occ], read_masks(df.iloc[occ], k, learn.dls.size)).nanmean()) for k in ('obstacle','body')}
     return res | {f'pull_{k}': v for k,v in pull(learn).items()}
 
-# %% ../nbs/59b_ablate.ipynb #a1d0c6e8
+# %% ../nbs/59b_ablate.ipynb #f7177163
 def embedder(
     learn:Learner, # trained
 ):                 # function: pictures (n,3,H,W) uint8, joints (n,17,3) -> feature -> (n,C)
@@ -342,7 +342,7 @@ def embedder(
         return {k: torch.cat([r[k] for r in res]) for k in res[0]}
     return embed
 
-# %% ../nbs/59b_ablate.ipynb #6c8349cc
+# %% ../nbs/59b_ablate.ipynb #67c6a1e7
 def masked(
     df:pd.DataFrame, # queries and gallery
 )->bool:
@@ -350,7 +350,7 @@ def masked(
     whole = df[df.query_set=='holistic'] if 'query_set' in df and 'mask' in df else df[:0]
     return len(whole)>0 and whole['mask'].map(bool).all()
 
-# %% ../nbs/59b_ablate.ipynb #d9d4f495
+# %% ../nbs/59b_ablate.ipynb #642e92ef
 def run_one(
     key:dict,        # names the run: data, row, seed, switches and the fields of `recipe`
     row:dict,        # keyword arguments of `pgflkd_learner`
@@ -417,7 +417,7 @@ def _done(path):
     df = pd.read_csv(path, keep_default_na=False)
     return {_id(dict(zip(keys, [kind(v) for kind,v in zip([str,str,int,str,*(f.type for f in fields(Recipe))], r)]))) for r in df[keys].drop_duplicates().itertuples(index=False)}
 
-# %% ../nbs/59b_ablate.ipynb #2838023a
+# %% ../nbs/59b_ablate.ipynb #d82c8d16
 def ablation_table(
     runs:pd.DataFrame,     # rows of runs.csv
     feature:str='f_g',     # which feature
@@ -429,7 +429,7 @@ def ablation_table(
     t = g.mean().map('{:.1f}'.format) + g.std().map(lambda s: '' if np.isnan(s) else f' ± {s:.1f}')
     return t.unstack('query_set').assign(seeds=df.groupby(by, sort=False, dropna=False).seed.nunique())
 
-# %% ../nbs/59b_ablate.ipynb #a684ecee
+# %% ../nbs/59b_ablate.ipynb #9f61408e
 @call_parse
 def ablate_command(
     preset:str='table6',      # baseline, pair, table6, table7, figure3 or switches
@@ -453,7 +453,7 @@ def ablate_command(
     rows:str='',              # Only these rows of the plan, with commas
     valid:bool=False,         # Test on held-out training people: the only data to choose settings by
     minutes:float=0.,         # Stop cleanly within so many minutes; the same command goes on
-    quick:bool=False,         # A rehearsal: one seed, two epochs at most, a cell of the map every 16 pixels, no stress curves
+    quick:bool=False,         # A rehearsal: one seed, one epoch, a cell of the map every 16 pixels, no stress curves
     keep:bool=False,          # Keep each run's pose-free network
     out:str='runs/ablation',  # Folder for runs.csv, diagnosis.csv, history.csv, stress.csv
     work:str='runs/work',     # Folder for checkpoints

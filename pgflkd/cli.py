@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_source', 'add_queries', 'open_run', 'on_gpu', 'make_learner', 'train_one', 'response_picture', 'read_size',
-           'check_numbers', 'check_settings', 'make_dls', 'open_data', 'read_settings', 'train_run', 'work', 'summary',
-           'train_command']
+           'check_numbers', 'check_settings', 'make_dls', 'open_data', 'read_settings', 'train_run',
+           'train_and_compare', 'summary', 'train_command']
 
 # %% ../nbs/59_cli.ipynb #eccbc87e
 import warnings
@@ -175,9 +175,9 @@ def train_run(
     data = open_data(s)
     with claimed(out):
         open_run(out, s.resume, False)      # nobody was faster
-        return work(s, out, *data)
+        return train_and_compare(s, out, *data)
 
-def work(s, out, df, joints, dls, name):
+def train_and_compare(s, out, df, joints, dls, name):
     "Do what the settings `s` say in the folder `out`, on what `open_data` read"
     device = default_device()
     write_whole(out/'settings.json', lambda f: f.write_text(json.dumps(vars(s), indent=1)))
@@ -209,7 +209,7 @@ def summary(
 @call_parse
 def train_command(
     data:str=None,            # Folder of crops; left out: the synthetic world
-    format:str='market1501',  # Layout of the folder: market1501, duke, occluded_duke, msmt17, cuhk03, p_duke, folders, csv
+    format:str='market1501',  # Layout of the folder: market1501, duke, occluded_duke, msmt17, cuhk03, cuhk03_detected, p_duke, folders, csv
     keypoints:str=None,       # Keypoint file (.npz) for the folder
     preset:str='small',       # Synthetic world: tiny, small, occluded or occluded_tall
     seed:int=0,               # Seed of world, training and pasted obstacles

@@ -35,7 +35,7 @@ def check_table(
     if (twice := df.duplicated(['fn','role'])).any(): raise InputError(f'{df.fn[twice].iloc[0]}: more than one row of the same role; drop the duplicates')
     train, q, g = (df[df.role==o] for o in ('train','query','gallery')); n = train.pid.value_counts()
     if (train.pid < 1).any(): raise InputError(f'{train.fn[train.pid<1].iloc[0]}: junk (-1) and distractors (0) cannot be trained on; drop these rows')
-    if len(n) < bs//per_id: raise InputError(f'{len(n)} training people cannot fill a batch of {bs//per_id}; lower bs or raise per_id')
+    if len(n) < bs//per_id: raise InputError(f'{len(n)} training people cannot fill a batch of {bs} pictures, {per_id} of each ({bs//per_id} people); lower bs or raise per_id')
     if n.min() < 2: raise InputError(f'person {n.idxmin()} has one training picture, so nothing to be compared with; drop such people')
     both = q[['pid','camid']].merge(g[['pid','camid']], on='pid')
     if not ((both.pid>0) & (both.camid_x!=both.camid_y)).any(): raise InputError('no query has a picture of the same person from another camera in the gallery; check the columns pid, camid and role')
@@ -98,7 +98,9 @@ class PidClass(DisplayedTransform):
     def __init__(self, vocab): self.vocab, self.o2i = vocab, {o:i for i,o in enumerate(vocab)}
     def encodes(self, row:dict): return torch.tensor([self.o2i.get(row['pid'], -1), row['pid']])
 
-def open_camid(row:dict): return torch.tensor(row['camid'])
+def open_camid(row:dict):
+    "The camera of the table `row` as a tensor"
+    return torch.tensor(row['camid'])
 
 # %% ../nbs/13_data.ipynb #34173cb3
 def epoch_length(

@@ -231,7 +231,7 @@ def bench_frontier(
     widths:tuple=(128,512), # directions kept
     probes:tuple=(4,8,16,32,64,128,256), # cells looked into
 ) -> pd.DataFrame:  # one row a setting: recall10, found_person (the same for those of the ten nearest who are the person asked for), query_cpu_ms, query_wall_ms, read_MB, build_cpu_s
-    "Recall against time in `n` pictures of `dim` numbers, one thread; needs n*dim*4 bytes of memory and a little more"
+    "Recall against time in `n` pictures of `dim` numbers, one thread; needs 4 bytes of memory for each number and a little more"
     f, pid, q, q_pid = crowd_features(n, dim, noise, queries=queries)
     v, rows = moment(f), []
     true = true_top(v, q, np.full(len(q), -1))

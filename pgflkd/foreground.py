@@ -44,7 +44,7 @@ class ForegroundBranch(Module):
     def __init__(self,
         n_in:int,          # channels C
         n_classes:int,     # identities N
-        how:str='cosine',  # similarity of Eq. 2: 'cosine' or 'dot'; or 'pose', see `pool_people`
+        how:str='cosine',  # similarity of Eq. 2: 'cosine' or 'dot'; or 'pose', with `pool_people` and `fuse` only
         scale:float=None,  # its factor, see `foreground_attention`
     ):
         if how not in ('cosine','dot','pose'): raise ValueError(f"how={how!r}: choose 'cosine', 'dot' or 'pose'")
@@ -106,7 +106,7 @@ def pool_people(
 )->tuple:               # f_g (B,C), f_parts (B,K,C), f_f (B,C)
     "Average, part features (Eq. 1) and attended feature (Eq. 2-3) of `fmap` in a few matrix products, forwards and backwards; options as in the plain forms. Raises ValueError as they do"
     if fmap.shape[-2:]!=parts.shape[-2:] or pool not in ('sum','mean'): pool_parts(fmap, parts, pool)       # says what is wrong
-    if attn not in ('cosine','dot','pose'): raise ValueError(f"how={attn!r}: choose 'cosine', 'dot' or 'pose'")
+    if attn not in ('cosine','dot','pose'): raise ValueError(f"attn={attn!r}: choose 'cosine', 'dot' or 'pose'")
     fmap, parts = (t.as_subclass(torch.Tensor) for t in (fmap, parts))
     X, n = fmap.permute(0,2,3,1).flatten(1,2), fmap.shape[-2:].numel()                                      # a view, if the map is channels last
     A = torch.cat([parts.detach().flatten(2)/(1 if pool=='sum' else n), parts.new_full((len(X),1,n), 1/n)], 1)

@@ -25,7 +25,7 @@ def feature_response(
     x:torch.Tensor,   # (B,3,H,W) normalised pictures
     scale:bool=False, # stretch each response to [0,1]?
 )->torch.Tensor:      # (B,h,w) on the CPU
-    "Mean over the channels of the last map of `model` for `x`, each stretched to [0,1] on `scale` (what Fig. 1 and 4 of the paper show)"
+    "Mean over the channels of the last map of `model` for `x`, each stretched to [0,1] on `scale` (our reading of Fig. 1 and 4 of the paper)"
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -61,7 +61,7 @@ def show_response(
     titles:list=None, # n titles
     title:str=None,  # what to notice
 ):                   # the matplotlib figure
-    "`images` in a row, each under its one of the `responses`, with `titles`"
+    "`images` in a row, each under its own of the `responses`, with `titles`"
     fig,axs = plt.subplots(1, len(images), figsize=(1.1*len(images)+.3, 2.8), dpi=80, squeeze=False, layout='constrained')
     for i,ax in enumerate(axs[0]):
         _overlay(ax, images[i], responses[i])
@@ -230,7 +230,7 @@ class RetrievalInterpretation:
 
 ReIDInterpretation = RetrievalInterpretation  # its former name
 
-# %% ../nbs/15_interpret.ipynb #b53b3a3d
+# %% ../nbs/15_interpret.ipynb #9f61408e
 def spread_queries(
     df:pd.DataFrame, # table of queries and gallery, in the order of the features
     n:int,           # how many
@@ -242,7 +242,7 @@ def spread_queries(
     rows = first if len(first)>=n else rows
     return [int(rows[i]) for i in np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int)]
 
-# %% ../nbs/15_interpret.ipynb #72b32a1f
+# %% ../nbs/15_interpret.ipynb #66f041e1
 def ranking_picture(
     interps:dict, # name of a model -> its `RetrievalInterpretation`
     rows:list,    # queries: row numbers in the table
@@ -259,14 +259,14 @@ def ranking_picture(
             plt.close(fig)
     Image.fromarray(np.vstack(strips)).save(path)
 
-# %% ../nbs/15_interpret.ipynb #44f683a8
+# %% ../nbs/15_interpret.ipynb #03afdbd6
 def running_bar(
     *rows:str,                          # rows of Table 6, as `pgflkd_ablate` names them
     title:str,                          # what to notice
     record=None,                        # table with `row` and `response_on_obstacle` from the same worlds, instead of that in `folder`
     folder='../results/ablation/small', # where it recorded them, with `shares.csv` beside
 ):                                      # axes
-    "Draw the share of the response on the obstacle of `rows`, mean over seeds and a dot a seed, under `title`; dotted: the obstacle's area. Without a record in `folder`, say so"
+    "Draw the share of the response on the obstacle of `rows`, mean over seeds and a dot a seed, under `title`; dotted: the obstacle's area in the worlds that `shares.csv` of `folder` records. Without a record in `folder`, say so"
     try: d, area = pd.read_csv(f'{folder}/diagnosis.csv') if record is None else record, pd.read_csv(f'{folder}/shares.csv').area.mean()
     except FileNotFoundError: return print(f'{folder} holds no runs: pgflkd_ablate makes them')
     by = d[d.row.isin(rows)].groupby('row').response_on_obstacle

@@ -68,7 +68,7 @@ def _body(dls, arch, weights, prepare=noop):
     return body
 
 # %% ../nbs/41_learner.ipynb #6f4922f4
-@delegates(Learner.__init__)
+@delegates(Learner.__init__, but=['loss_func','splitter'])
 def baseline_learner(
     dls:DataLoaders,         # From `reid_dls`
     arch:callable=resnet50,  # torchvision constructor: resnet18, resnet34, resnet50, mobilenet_v2
@@ -89,7 +89,7 @@ def baseline_learner(
     return _learner(dls, model, PGFLKDLoss(0., 0., margin, smoothing, unit_triplet=unit_triplet), opt_func, lr, wd, metrics, cbs, **kwargs)
 
 # %% ../nbs/41_learner.ipynb #98f13708
-@delegates(Learner.__init__)
+@delegates(Learner.__init__, but=['loss_func','splitter'])
 def pgflkd_learner(
     dls:DataLoaders,         # From `reid_dls`, with joints
     arch:callable=resnet50,  # torchvision constructor: resnet18, resnet34, resnet50, mobilenet_v2
@@ -129,7 +129,7 @@ def focus_learner(
     net_kwargs:dict=None,    # More for `PGFLKD`
     **kwargs
 ) -> Learner:
-    "The baseline on `dls`, and one more term, weighted `lambda_focus`: be loud where the person is. No branch, nothing to throw away; not in the paper, see chapter 61"
+    "The baseline on `dls` with `unit_triplet`, and one more term, weighted `lambda_focus`: be loud where the person is. No branch, nothing to throw away; not in the paper, see chapter 61"
     return pgflkd_learner(dls, arch, sab=False, feb=False, unit_triplet=unit_triplet, net_kwargs=dict(net_kwargs or {}, focus=True), loss_kwargs=dict(loss_kwargs or {}, lambda_focus=lambda_focus), **kwargs)
 
 # %% ../nbs/41_learner.ipynb #1ff1de77
@@ -201,7 +201,7 @@ class PGFLKDSAN(Painted, PGFLKD):
         self.add_decoder(size, width=width, gain=gain)
 
 # %% ../nbs/41_learner.ipynb #c0c7c76d
-@delegates(Learner.__init__)
+@delegates(Learner.__init__, but=['loss_func','splitter'])
 def san_learner(
     dls:DataLoaders,         # From `reid_dls`; its table names textures, unless you give them
     arch:callable=resnet50,  # torchvision constructor: resnet18, resnet34, resnet50, mobilenet_v2

@@ -69,7 +69,7 @@ def multi_part_contrastive_loss(
 
 # %% ../nbs/20_losses.ipynb #093f65e0
 class PGFLKDLoss(Module):
-    "Eq. 10 for a dict of features and logits: ID loss and triplet of every `logits_x`, plus `lambda_cl` and `lambda_mcl` times the distillation terms. The last batch's terms stay, detached, in `terms`"
+    "Eq. 10 for a dict of features and logits: ID loss and triplet of every `logits_x`, plus the distillation terms, each times its weight (`lambda_cl`, `lambda_mcl`, `lambda_seen`, `lambda_focus`). The last batch's terms stay, detached, in `terms`"
     def __init__(self,
         lambda_cl:float=.25,   # weight of Eq. 4 where there is an `f_e`; 0: off
         lambda_mcl:float=.25,  # weight of Eq. 5 where there is an `f_p`; 0: off

@@ -88,7 +88,7 @@ def part_attention(
     "Softmax over the cells of each of the `parts`, sharpened by `scale` (section 3.1 of the paper)"
     return (scale*parts).flatten(-2).softmax(-1).view_as(parts)
 
-# %% ../nbs/10_pose.ipynb #072b030b
+# %% ../nbs/10_pose.ipynb #7f39f831
 def part_visibility(
     attention:torch.Tensor, # (B,8,h,w) from `part_attention`
     scale:float=10.,        # the scale it was made with
@@ -97,7 +97,7 @@ def part_visibility(
     a = attention.flatten(-2).float().clamp_min(torch.finfo(torch.float32).tiny)
     return (a.amax(-1)/a.amin(-1)).log()/scale
 
-# %% ../nbs/10_pose.ipynb #03afdbd6
+# %% ../nbs/10_pose.ipynb #ea5d2f1c
 def person_attention(
     attention:torch.Tensor, # (B,8,h,w) from `part_attention`
     scale:float=10.,        # the scale it was made with
@@ -107,7 +107,7 @@ def person_attention(
     m = ((a-a.amin((-2,-1), keepdim=True))/scale).clamp(max=1).amax(1)+1e-3
     return m/m.sum((-2,-1), keepdim=True)
 
-# %% ../nbs/10_pose.ipynb #7cbbc409
+# %% ../nbs/10_pose.ipynb #e2c420d9
 _members = torch.tensor([(o+o[:1]*4)[:5] for o in PARTS.values()]).flatten()                  # (40,) five joints a part; the head has five,
 _real    = torch.tensor([[1.]*len(o)+[0.]*(5-len(o)) for o in PARTS.values()]).flatten()      # (40,) who has fewer repeats one, with weight 0
 
