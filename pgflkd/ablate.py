@@ -6,7 +6,7 @@
 __all__ = ['EXTRAS', 'SWITCHES', 'NAMES', 'plan_rows', 'pick_rows', 'world_of', 'validation_cut', 'open_dataset', 'Recipe',
            'read_recipe', 'read_seeds', 'start_learner', 'InTime', 'NoValidation', 'train_row', 'part_similarity',
            'group_alignment', 'parts_of', 'embed_test', 'rank_features', 'pull', 'diagnose', 'embedder', 'masked',
-           'run_one', 'run_plan', 'ablation_table', 'ablate_command']
+           'precision_of', 'run_one', 'run_plan', 'ablation_table', 'ablate_command']
 
 # %% ../nbs/59b_ablate.ipynb #eccbc87e
 import warnings
@@ -32,6 +32,7 @@ from .stress import stress_curve
 from .baseline import ARCHS, same_padding, unfold_batchnorm
 from .foreground import foreground_attention, pool_parts
 from .callbacks import BF16, RunLog, WarmDistillation, fast_bf16, rank_sets
+from .step import WinogradConv2d, winograd
 from .learner import ABLATION, load_student, pgflkd_learner
 from .runs import PROTOCOL, add_rows, claimed, guarded, run_facts
 from .datasets import READERS
@@ -207,6 +208,7 @@ def start_learner(
         known = load_student(recipe.student)
         if known.card['arch']!=recipe.arch: raise InputError(f"{recipe.student} holds a {known.card['arch']}: give --arch {known.card['arch']}")
         learn.model.body.load_state_dict(known.body.state_dict()); learn.model.neck_g.bn.load_state_dict(known.neck_g.bn.state_dict())
+    winograd(learn.model)
     return learn
 
 # %% ../nbs/59b_ablate.ipynb #1ff1de77
@@ -351,6 +353,13 @@ def masked(
     return len(whole)>0 and whole['mask'].map(bool).all()
 
 # %% ../nbs/59b_ablate.ipynb #642e92ef
+def precision_of(
+    learn:Learner, # from `start_learner`
+)->str:
+    "How `learn` is computed: bf16 or fp32, and whether some of its convolutions take the short way of `winograd`"
+    short = learn.dls.device.type=='cpu' and any(isinstance(m, WinogradConv2d) for m in learn.model.modules())
+    return 'bf16' if fast_bf16(learn.dls.device) else 'fp32, Winograd' if short else 'fp32'
+
 def run_one(
     key:dict,        # names the run: data, row, seed, switches and the fields of `recipe`
     row:dict,        # keyword arguments of `pgflkd_learner`
@@ -370,7 +379,7 @@ def run_one(
         learn = start_learner(df, joints, row, recipe, seed)
         history = train_row(learn, recipe, home, name, seed, until)
         if history is None: return None
-        f = embed_test(learn); facts = dict(key, dataset=title, precision='bf16' if fast_bf16(learn.dls.device) else 'fp32', protocol=PROTOCOL, **run_facts(learn.dls.device))
+        f = embed_test(learn); facts = dict(key, dataset=title, precision=precision_of(learn), protocol=PROTOCOL, **run_facts(learn.dls.device))
         results = pd.DataFrame(rank_features(learn.dls.test_df, f)).assign(**facts)
         if keep: learn.save_student(work/f'{_id(key)}.safetensors')
         add_rows(out/'diagnosis.csv', pd.DataFrame([dict(key, **diagnose(learn, f))]), on)
