@@ -6,7 +6,7 @@
 __all__ = ['EXTRAS', 'SWITCHES', 'NAMES', 'plan_rows', 'pick_rows', 'world_of', 'validation_cut', 'open_dataset', 'Recipe',
            'read_recipe', 'read_seeds', 'start_learner', 'InTime', 'NoValidation', 'train_row', 'part_similarity',
            'group_alignment', 'parts_of', 'embed_test', 'rank_features', 'pull', 'diagnose', 'embedder', 'masked',
-           'precision_of', 'run_one', 'run_plan', 'ablation_table', 'ablate_command']
+           'run_one', 'run_plan', 'ablation_table', 'ablate_command']
 
 # %% ../nbs/59b_ablate.ipynb #eccbc87e
 import warnings
@@ -32,7 +32,7 @@ from .stress import stress_curve
 from .baseline import ARCHS, same_padding, unfold_batchnorm
 from .foreground import foreground_attention, pool_parts
 from .callbacks import BF16, RunLog, WarmDistillation, fast_bf16, rank_sets
-from .step import WinogradConv2d, winograd
+from .step import precision_of, winograd
 from .learner import ABLATION, load_student, pgflkd_learner
 from .runs import PROTOCOL, add_rows, claimed, guarded, run_facts
 from .datasets import READERS
@@ -353,13 +353,6 @@ def masked(
     return len(whole)>0 and whole['mask'].map(bool).all()
 
 # %% ../nbs/59b_ablate.ipynb #642e92ef
-def precision_of(
-    learn:Learner, # from `start_learner`
-)->str:
-    "How `learn` is computed: bf16 or fp32, and whether some of its convolutions take the short way of `winograd`"
-    short = learn.dls.device.type=='cpu' and any(isinstance(m, WinogradConv2d) for m in learn.model.modules())
-    return 'bf16' if fast_bf16(learn.dls.device) else 'fp32, Winograd' if short else 'fp32'
-
 def run_one(
     key:dict,        # names the run: data, row, seed, switches and the fields of `recipe`
     row:dict,        # keyword arguments of `pgflkd_learner`

@@ -27,7 +27,8 @@ from .synthetic import PRESETS, render_world, world_joints
 from .data import denorm, open_picture, reid_dls
 from .baseline import ARCHS, same_padding, unfold_batchnorm
 from .interpret import ReIDInterpretation, compare_responses, feature_response, ranking_picture, read_masks, response_share, spread_queries
-from .callbacks import BF16, RunLog, fast_bf16, write_whole
+from .callbacks import RunLog, fast_bf16, write_whole
+from .step import precision_of
 from .learner import baseline_learner, focus_learner, pgflkd_learner
 from .runs import PROTOCOL, claimed, guarded, run_facts
 from .keypoints import KeypointStore
@@ -76,11 +77,10 @@ def on_gpu():
 
 def make_learner(name, dls, s):
     "The learner `name` (baseline, pgflkd or focus) on `dls` with the settings `s`"
-    kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop, unit_triplet=s.unit_triplet,
-              cbs=[BF16()] if s.bf16 and not on_gpu() else None)
+    kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop, unit_triplet=s.unit_triplet)
     learn = pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw) if name=='pgflkd' else dict(baseline=baseline_learner, focus=focus_learner)[name](dls, **kw)
     if s.tf: unfold_batchnorm(learn.model.body, torch.cat([dls.train.one_batch()[0] for _ in range(4)]).as_subclass(torch.Tensor))
-    return learn.to_fast(bf16=s.bf16, compile=False) if on_gpu() else learn   # a short run does not pay for a minute of compiling
+    return learn.to_fast(bf16=s.bf16, compile=False)   # a short run does not pay for a minute of compiling
 
 def train_one(name, dls, s, out):
     "Train the model `name` in the run folder `out`, going on where it stopped; returns learner, log rows, seconds"
@@ -190,8 +190,8 @@ def train_and_compare(s, out, df, joints, dls, name):
     ranking_picture(interps, spread_queries(dls.test_df, 4), out/'ranking.png')
     share   = response_picture(learns, out/'response.png')
     facts   = dict(dataset=name, seed=s.seed, arch=s.arch, weights=Path(s.weights).name, size='x'.join(map(str, s.size)), epochs=s.epochs, batch=f'{s.bs//s.per_id}x{s.per_id}',
-                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=s.unit_triplet, hide=s.hide, precision='bf16' if s.bf16 else 'fp32', protocol=PROTOCOL, **run_facts(device))
-    rows = [dict(model=m, feature='f_g', query_set=q, **r.row(), obstacle_share=share[m] if q=='occluded' else None, train_seconds=round(done[m][2]), **facts)
+                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=s.unit_triplet, hide=s.hide, protocol=PROTOCOL, **run_facts(device))
+    rows = [dict(model=m, feature='f_g', query_set=q, **r.row(), obstacle_share=share[m] if q=='occluded' else None, train_seconds=round(done[m][2]), precision=precision_of(learns[m]), **facts)
             for m,o in interps.items() for q,r in o.ranking.items()]
     write_whole(out/'results.csv', lambda f: pd.DataFrame(rows).to_csv(f, index=False))
     return pd.DataFrame(rows)
