@@ -450,8 +450,8 @@ def ablate_command(
     stride:int=0,             # Pixels a cell of the map; 0: 8, or 16 from a height of 256
     bs:int=64,                # Pictures in a batch
     per_id:int=4,             # Pictures of each person in a batch
-    lambda_mcl:float=3.,      # Weight of Eq. 5; the paper's 0.25 is for longer training
-    unit_triplet:bool=False,  # Triplets between unit vectors in all rows; the paper does not say that it does so
+    lambda_mcl:float=.25,     # Weight of Eq. 5
+    raw_triplet:bool=False,   # Triplets between features as they come in all rows, as the paper may mean them, not between unit vectors
     rows:str='',              # Only these rows of the plan, with commas
     valid:bool=False,         # Test on held-out training people: the only data to choose settings by
     minutes:float=0.,         # Stop cleanly within so many minutes; the same command goes on
@@ -464,6 +464,6 @@ def ablate_command(
     s = SimpleNamespace(**locals())
     def job():
         recipe, numbers = read_recipe(s), read_seeds(seeds)[:1 if quick else None]
-        run_plan(pick_rows(plan_rows(preset, lambda_mcl, unit_triplet), rows), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, not quick, folder=folder, format=format, keypoints=keypoints, valid=valid)
+        run_plan(pick_rows(plan_rows(preset, lambda_mcl, not raw_triplet), rows), data.split(), numbers, recipe, Path(out), Path(work), minutes, keep, not quick, folder=folder, format=format, keypoints=keypoints, valid=valid)
         if (Path(out)/'runs.csv').exists(): print(f"\n{ablation_table(pd.read_csv(Path(out)/'runs.csv')).to_string()}\n\nmAP of f_G in percent, mean ± spread over seeds. {out}: runs.csv, diagnosis.csv, history.csv, stress.csv")
     guarded('pgflkd_ablate', job)

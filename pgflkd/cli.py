@@ -77,15 +77,15 @@ def on_gpu():
 
 def make_learner(name, dls, s):
     "The learner `name` (baseline, pgflkd or focus) on `dls` with the settings `s`"
-    kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop, unit_triplet=s.unit_triplet)
+    kw = dict(arch=ARCHS[s.arch], weights=None if s.weights=='none' else s.weights, prepare=same_padding if s.tf else noop, unit_triplet=not s.raw_triplet)
     learn = pgflkd_learner(dls, lambda_mcl=s.lambda_mcl, **kw) if name=='pgflkd' else dict(baseline=baseline_learner, focus=focus_learner)[name](dls, **kw)
     if s.tf: unfold_batchnorm(learn.model.body, torch.cat([dls.train.one_batch()[0] for _ in range(4)]).as_subclass(torch.Tensor))
-    return learn.to_fast(bf16=s.bf16, compile=False)   # a short run does not pay for a minute of compiling
+    return learn
 
 def train_one(name, dls, s, out):
     "Train the model `name` in the run folder `out`, going on where it stopped; returns learner, log rows, seconds"
     set_seed(s.seed)
-    learn, start = make_learner(name, dls, s), time.time()
+    learn, start = make_learner(name, dls, s).to_fast(bf16=s.bf16, compile=False), time.time()   # a short run does not pay for a minute of compiling
     log = RunLog(out/f'{name}.pth', name, s.seed)
     learn.add_cb(log)
     print(f'\n{name}: {s.arch}, {s.epochs} epochs of {len(dls.train)} batches of {s.bs}' + (f', from epoch {log.first}' if log.resume() else ''))
@@ -161,8 +161,10 @@ def open_data(s):
 
 def read_settings(out):
     "The settings of the unfinished run in `out`"
-    try: return SimpleNamespace(**{'unit_triplet': False, 'hide': 0., **json.loads((out/'settings.json').read_text()), 'out': str(out), 'resume': True})
-    except (ValueError, TypeError): raise InputError(f'{out}/settings.json: cannot be read; give another folder with --out, and the settings again') from None
+    try:
+        s = json.loads((out/'settings.json').read_text())
+        return SimpleNamespace(**{'raw_triplet': not s.get('unit_triplet', False), 'hide': 0., **s, 'out': str(out), 'resume': True})   # older runs had fewer settings
+    except (ValueError, TypeError, AttributeError): raise InputError(f'{out}/settings.json: cannot be read; give another folder with --out, and the settings again') from None
 
 # %% ../nbs/59_cli.ipynb #98f13708
 def train_run(
@@ -190,7 +192,7 @@ def train_and_compare(s, out, df, joints, dls, name):
     ranking_picture(interps, spread_queries(dls.test_df, 4), out/'ranking.png')
     share   = response_picture(learns, out/'response.png')
     facts   = dict(dataset=name, seed=s.seed, arch=s.arch, weights=Path(s.weights).name, size='x'.join(map(str, s.size)), epochs=s.epochs, batch=f'{s.bs//s.per_id}x{s.per_id}',
-                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=s.unit_triplet, hide=s.hide, protocol=PROTOCOL, **run_facts(device))
+                   lr=s.lr, lambda_mcl=s.lambda_mcl, unit_triplet=not s.raw_triplet, hide=s.hide, protocol=PROTOCOL, **run_facts(device))
     rows = [dict(model=m, feature='f_g', query_set=q, **r.row(), obstacle_share=share[m] if q=='occluded' else None, train_seconds=round(done[m][2]), precision=precision_of(learns[m]), **facts)
             for m,o in interps.items() for q,r in o.ranking.items()]
     write_whole(out/'results.csv', lambda f: pd.DataFrame(rows).to_csv(f, index=False))
@@ -221,8 +223,8 @@ def train_command(
     bs:int=64,                # Pictures in a batch
     per_id:int=4,             # Pictures of each person in a batch
     lr:float=1e-3,            # Highest learning rate (one-cycle)
-    lambda_mcl:float=3.,      # Weight of Eq. 5; the paper's 0.25 is for longer training
-    unit_triplet:bool=False,  # Triplets between unit vectors (not in the paper): a short training then finds more people
+    lambda_mcl:float=.25,     # Weight of Eq. 5
+    raw_triplet:bool=False,   # Triplets between features as they come, as the paper may mean them, not between unit vectors; a short training then finds fewer people
     hide:float=0.,            # Share of the training pictures that get a random obstacle, for all models (not in the paper)
     models:str='baseline,pgflkd', # What to train: baseline, pgflkd, focus (the baseline, told by the pose where to be loud)
     out:str='runs/first',     # Folder of the run
