@@ -54,6 +54,7 @@ SWITCHES = {                                                     # changes to PG
     'lambda_mcl 10':   dict(lambda_mcl=10.),
     'soft margin':     dict(loss_kwargs=dict(margin=None)),
     'unit triplet':    dict(loss_kwargs=dict(unit_triplet=True)), # beyond the paper
+    'no distillation': dict(lambda_cl=0., lambda_mcl=0.),        # both branches with their ReID losses, nothing else
     'detach':          dict(net_kwargs=dict(detach=True)),
     'visible':         dict(net_kwargs=dict(visible=True)),
     'centre':          dict(centre=True),
