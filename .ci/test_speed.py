@@ -2,7 +2,7 @@
 import functools, warnings
 warnings.filterwarnings('ignore')
 import pytest, torch
-from pgflkd.bench import bench_data, bench_heads, bench_heatmaps, bench_step, dearest_kernels
+from pgflkd.bench import bench_data, bench_heads, bench_heatmaps, bench_step, bench_winograd, dearest_kernels
 from pgflkd.bench_gpu import bench_gpu
 
 def twice(f):
@@ -38,6 +38,11 @@ def test_heatmaps():
 def test_default_step():
     rows = bench_step(bs=16, repeats=4, n_classes=150)
     assert 1/best(rows, 'pgflkd', 'baseline')<=1.10, rows
+
+@twice
+def test_winograd():
+    rows = bench_winograd(bs=32, repeats=4)
+    assert best(rows, 'winograd', 'plain')>=1.15, rows
 
 @twice
 def test_paper_step():

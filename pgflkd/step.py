@@ -88,7 +88,7 @@ def winograd(
 )->nn.Module:       # `body`
     "Train the 3x3 convolutions of `body` that have stride 1 and at least `least` channels by `WinogradConv2d`; the same numbers but for rounding. Names and weights stay (Lavin and Gray, CVPR 2016)"
     for m in body.modules():
-        fits = type(m) is nn.Conv2d and (m.kernel_size, m.stride, m.padding, m.dilation, m.groups)==((3,3),(1,1),(1,1),(1,1),1) and m.bias is None
+        fits = type(m) is nn.Conv2d and (m.kernel_size, m.stride, m.padding, m.padding_mode, m.dilation, m.groups, m.bias)==((3,3),(1,1),(1,1),'zeros',(1,1),1,None)
         if fits and min(m.in_channels, m.out_channels)>=least: m.__class__ = WinogradConv2d
     return body
 
