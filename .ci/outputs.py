@@ -23,14 +23,20 @@ def stale():
     return ([f'{k}: its code changed after its outputs were made; run python .ci/outputs.py {k}' for k in now if was.get(k)!=now[k]] +
             [f'{k}: no such notebook; take it out of {noted.name}' for k in was if k not in now])
 
+def fewest(im):
+    "The picture `im` with 64 colours if that changes its values by less than half a step of 255 on the average, else with 256"
+    from PIL import Image, ImageChops, ImageStat
+    few = im.quantize(64, dither=Image.Dither.NONE); error = ImageStat.Stat(ImageChops.difference(im, few.convert('RGB'))).mean
+    return few if max(error)<.5 else im.quantize(256, dither=Image.Dither.NONE)
+
 def shrink(fn):
-    "Save each PNG in the outputs of `fn` with 256 colours where that is smaller; bytes gained"
+    "Save each PNG in the outputs of `fn` with few colours where that is smaller; bytes gained"
     from PIL import Image
     old = text = fn.read_text(encoding='utf-8')
     for c in json.loads(text)['cells']:
         for png in [''.join(o['data']['image/png']) for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]:
             im, f = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-            if im.mode!='P': im.convert('RGB').quantize(256, dither=Image.Dither.NONE).save(f, 'PNG', optimize=True)
+            if im.mode!='P': fewest(im.convert('RGB')).save(f, 'PNG', optimize=True)
             small = base64.b64encode(f.getvalue()).decode() + '\n'*png.endswith('\n')
             if im.mode!='P' and len(small)<len(png): text = text.replace(json.dumps(png), json.dumps(small))
     if text!=old: fn.write_text(text, encoding='utf-8')
