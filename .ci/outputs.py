@@ -24,10 +24,12 @@ def stale():
             [f'{k}: no such notebook; take it out of {noted.name}' for k in was if k not in now])
 
 def fewest(im):
-    "The picture `im` with 64 colours if that changes its values by less than half a step of 255 on the average, else with 256"
+    "The picture `im` with 32 or 64 colours if that changes its values by less than half a step of 255 on the average, else with 256"
     from PIL import Image, ImageChops, ImageStat
-    few = im.quantize(64, dither=Image.Dither.NONE); error = ImageStat.Stat(ImageChops.difference(im, few.convert('RGB'))).mean
-    return few if max(error)<.5 else im.quantize(256, dither=Image.Dither.NONE)
+    for n in (32, 64):
+        few = im.quantize(n, dither=Image.Dither.NONE)
+        if max(ImageStat.Stat(ImageChops.difference(im, few.convert('RGB'))).mean)<.5: return few
+    return im.quantize(256, dither=Image.Dither.NONE)
 
 def shrink(fn):
     "Save each PNG in the outputs of `fn` with few colours where that is smaller; bytes gained"
