@@ -61,11 +61,12 @@ def test_ranking_50x(case):
     assert abs(np.nanmean(r.ap[some])-mAP)<1e-6
     assert loop/30 >= 50*ours/Q, f'{loop/30/(ours/Q):.0f}x'
 
-def test_ranking_faster_than_argsort(case):
-    "torchreid's compiled evaluator starts with this argsort and takes two to three times as long. Where the CPU has wide vector instructions NumPy's takes a quarter of the time"
+def test_ranking_3x_argsort(case):
+    "The stable sort takes no vector instructions, whatever the CPU; where NumPy's default takes them it needs a quarter of that. torchreid's compiled evaluator starts with the default and takes longer"
     *_,ids,dist = case
-    ours, argsort = seconds(lambda: evaluate_ranking(dist, *ids))[0], seconds(lambda: np.argsort(dist, axis=1), 3)[0]
-    assert argsort >= 1.5*ours, f'{argsort/ours:.1f}x'
+    ours, argsort = seconds(lambda: evaluate_ranking(dist, *ids))[0], seconds(lambda: np.argsort(dist, axis=1, kind='stable'), 2)[0]
+    assert argsort >= 3*ours, f'{argsort/ours:.1f}x'
+    assert seconds(lambda: np.argsort(dist, axis=1), 3)[0] >= 1.5*ours
 
 def test_torchreid_cython_5x(case):
     cython = pytest.importorskip('torchreid.metrics.rank_cylib.rank_cy', reason='torchreid with its compiled evaluator is not installed')
