@@ -32,15 +32,18 @@ def fewest(im):
     return im.quantize(256, dither=Image.Dither.NONE)
 
 def shrink(fn):
-    "Save each PNG in the outputs of `fn` with few colours where that is smaller; bytes gained"
+    "Save each PNG in the outputs of `fn` with few colours where that is smaller, and tables as HTML alone, which is what every page shows; bytes gained"
     from PIL import Image
-    old = text = fn.read_text(encoding='utf-8')
-    for c in json.loads(text)['cells']:
-        for png in [''.join(o['data']['image/png']) for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]:
-            im, f = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-            if im.mode!='P': fewest(im.convert('RGB')).save(f, 'PNG', optimize=True)
-            small = base64.b64encode(f.getvalue()).decode() + '\n'*png.endswith('\n')
-            if im.mode!='P' and len(small)<len(png): text = text.replace(json.dumps(png), json.dumps(small))
+    old = fn.read_text(encoding='utf-8'); nb = json.loads(old)
+    for data in [o['data'] for c in nb['cells'] for o in c.get('outputs', []) if 'data' in o]:
+        if 'text/html' in data: data.pop('text/plain', None)
+        if 'image/png' not in data: continue
+        png = ''.join(data['image/png']); im, f = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+        if im.mode=='P': continue
+        fewest(im.convert('RGB')).save(f, 'PNG', optimize=True)
+        small = base64.b64encode(f.getvalue()).decode() + '\n'*png.endswith('\n')
+        if len(small)<len(png): data['image/png'] = small
+    text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'      # as nbdev_clean writes it
     if text!=old: fn.write_text(text, encoding='utf-8')
     return len(old)-len(text)
 
