@@ -326,7 +326,9 @@ def diagnose(
     "What `learn` became: norms and angles of features `f`, sharpness of the attention, alignment, pull of each term, and where it looks"
     df = learn.dls.test_df; occ = np.flatnonzero((df.role=='query') & (df.query_set=='occluded')) if 'query_set' in df else []
     res = {k: float(f[k].mean()) for k in ('norm_g','cos_ge','entropy','alignment')}
-    if len(occ) and 'mask' in df: res |= {f'response_on_{k}': float(response_share(f['response'][occ], read_masks(df.iloc[occ], k, learn.dls.size)).nanmean()) for k in ('obstacle','body')}
+    for k in ('obstacle','body') if len(occ) and 'mask' in df else ():
+        m = read_masks(df.iloc[occ], k, learn.dls.size)       # over a photograph the obstacle is known, the body is not
+        if m.any(): res[f'response_on_{k}'] = float(response_share(f['response'][occ], m).nanmean())
     return res | {f'pull_{k}': v for k,v in pull(learn).items()}
 
 # %% ../nbs/59b_ablate.ipynb #f7177163
