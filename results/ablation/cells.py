@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastcore.script import call_parse
-from pgflkd.ablate import open_dataset, rank_features
+from pgflkd.commands.ablate import open_dataset, rank_features
 from pgflkd.foreground import pool_parts
 from pgflkd.interpret import read_masks
-from pgflkd.pose import InputError, draw_attention, part_visibility, person_attention
-from pgflkd.runs import PROTOCOL, add_rows, guarded, run_facts
+from pgflkd.errors import InputError; from pgflkd.pose import draw_attention, part_visibility, person_attention
+from pgflkd.records import PROTOCOL, add_rows, guarded, run_facts
 sys.path.insert(0, str(Path(__file__).parent))
 from responses import kept, load
 

@@ -9,12 +9,12 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from dataclasses import fields
 from fastcore.script import call_parse
 from PIL import Image
-from pgflkd.ablate import Recipe, open_dataset, _id
+from pgflkd.commands.ablate import Recipe, open_dataset, _id
 from pgflkd.interpret import RetrievalInterpretation, compare_responses, feature_response, ranking_picture, read_masks, response_share, similarity_cam, spread_queries
 from pgflkd.learner import load_student
 from pgflkd.metrics import pairwise_distance
-from pgflkd.pose import InputError
-from pgflkd.runs import add_rows, guarded, run_facts
+from pgflkd.errors import InputError
+from pgflkd.records import add_rows, guarded, run_facts
 
 KEY = ['data','row','seed','switches',*(f.name for f in fields(Recipe))]
 

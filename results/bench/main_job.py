@@ -4,13 +4,13 @@ Trains the baseline of the default preset for one epoch in both checkouts, on on
 import os, resource, subprocess, sys, tempfile
 from pathlib import Path
 import pandas as pd, torch
-from pgflkd.runs import add_rows, run_facts
+from pgflkd.records import add_rows, run_facts
 
 here = Path(__file__).resolve().parents[2]
 
 def job(checkout):
     "CPU seconds of the job in `checkout`"
-    code = 'from pgflkd.cli import train_command as t; t(epochs=1, models="baseline", out="run")'
+    code = 'from pgflkd.commands.train import train_command as t; t(epochs=1, models="baseline", out="run")'
     with tempfile.TemporaryDirectory() as d:
         env = dict(os.environ, PYTHONPATH=str(checkout), PGFLKD_CACHE=f'{d}/cache', OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python results/rank/run.py int8 --model STUDENT.safetensors        a network trained on render_world('small', seed=0)
 
 Needs the extras `search` and `deploy`. Such a network is kept by
-`run_plan(plan_rows('baseline'), ['small'], [0], Recipe(stride=16), OUT, WORK, keep=True)` of pgflkd.ablate.
+`run_plan(plan_rows('baseline'), ['small'], [0], Recipe(stride=16), OUT, WORK, keep=True)` of pgflkd.commands.ablate.
 `rank` compares with torchreid's compiled evaluator too, if its `rank_cy` can be imported: `python setup.py build_ext --inplace` in its torchreid/metrics/rank_cylib, and that folder on PYTHONPATH."""
 import argparse, tempfile
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pgflkd.bench import run_bench
-from pgflkd.runs import add_rows, run_facts
+from pgflkd.records import add_rows, run_facts
 
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument('what', nargs='+', choices=['rank','million','embed','search','frontier','engines','int8','profile'])
@@ -43,7 +43,7 @@ def engines():
 def int8():
     "What eight bits cost a trained network on its own world"
     from pgflkd.deploy import int8_cost, load_embedder, load_torch, quantize, to_onnx
-    from pgflkd.runs import PROTOCOL
+    from pgflkd.records import PROTOCOL
     from pgflkd.synthetic import render_world
     net, card = load_torch(args.model)
     df = render_world('small', seed=0, progress=False)

@@ -12,14 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
 from fastcore.script import call_parse
 from fastai.vision.all import *
-from pgflkd.pose import InputError
+from pgflkd.errors import InputError
 from pgflkd.synthetic import PRESETS, render_world, world_joints
 from pgflkd.data import denorm, reid_dls
 from pgflkd.baseline import ARCHS
 from pgflkd.interpret import feature_response, read_masks, response_share
 from pgflkd.callbacks import BF16, RunLog, fast_bf16
 from pgflkd.learner import baseline_learner, pgflkd_learner, san_learner
-from pgflkd.runs import PROTOCOL, add_rows, guarded, run_facts
+from pgflkd.records import PROTOCOL, add_rows, guarded, run_facts
 from pgflkd.texture import Textures, texture_error
 
 ROWS = dict(baseline=(baseline_learner, {}),

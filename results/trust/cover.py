@@ -51,7 +51,7 @@ def count(args, workers):
 def main(workers, tests, k, out, show):
     report, failed = count([f'.ci/{tests}', '-k', k or 'not test_coverage_short'], workers)     # that one would count itself
     import pandas as pd, torch
-    from pgflkd.runs import run_facts
+    from pgflkd.records import run_facts
     def row(name, s): return dict(module=name, lines=s['num_statements'], covered=s['covered_lines'], percent=round(s['percent_covered'], 1))
     files = {Path(f).stem: v for f,v in sorted(report['files'].items())}
     df = pd.DataFrame([*(row(n, v['summary']) for n,v in files.items()), row('all', report['totals'])]).sort_values('percent', kind='stable')

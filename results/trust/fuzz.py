@@ -14,16 +14,16 @@ from types import SimpleNamespace
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastcore.script import anno_parser
-from pgflkd.ablate import ablate_command, plan_rows, read_recipe, read_seeds, world_of
+from pgflkd.commands.ablate import ablate_command, plan_rows, read_recipe, read_seeds, world_of
 from pgflkd.baseline import read_weights
-from pgflkd.cli import check_settings, read_source, train_command
-from pgflkd.crops import from_df
+from pgflkd.commands.train import check_settings, read_source, train_command
+from pgflkd.readers.folders import from_df
 from pgflkd.data import check_table, open_picture, row_joints
 from pgflkd.datasets import READERS, occluded_duke_names
-from pgflkd.formats import read_keypoints
+from pgflkd.readers.poses import read_keypoints
 from pgflkd.keypoints import KeypointStore
 from pgflkd.learner import load_student
-from pgflkd.runs import add_rows, run_facts, trouble
+from pgflkd.records import add_rows, run_facts, trouble
 torch.set_num_threads(1)
 
 ODD = ['', ' ', '0', '-1', '1', '2', '1e309', '-1e309', 'nan', 'NaN', 'inf', 'None', 'true', '٣', '１２８', '1_0', '0x10', '1.5', '1,5', '9'*30, '\x00', '\n', '\r', '\ufeff', '🙂', 'é', '"', "'", ',', ';', ':', '=', '/', '..', '../x', '~', '%s', '{}', '[]', '\\', '\ud800', 'a'*300]

@@ -12,14 +12,14 @@ def closed(*a, **k): raise RuntimeError('a socket was asked for')
 socket.socket.connect, socket.create_connection, socket.getaddrinfo = closed, closed, closed
 import pandas as pd, torch
 torch.set_num_threads(1)
-import pgflkd.cli
-from pgflkd.ablate import ablate_command
-from pgflkd.cli import train_command
+import pgflkd.commands.train
+from pgflkd.commands.ablate import ablate_command
+from pgflkd.commands.train import train_command
 from pgflkd.keypoints import KeypointStore
-from pgflkd.runs import run_facts
+from pgflkd.records import run_facts
 from pgflkd.synthetic import World, render_world, world_joints
-pgflkd.cli.ranking_picture  = lambda interps, rows, path: path.touch()
-pgflkd.cli.response_picture = lambda learns, path: path.touch() or {k: 0. for k in learns}
+pgflkd.commands.train.ranking_picture  = lambda interps, rows, path: path.touch()
+pgflkd.commands.train.response_picture = lambda learns, path: path.touch() or {k: 0. for k in learns}
 
 SMALL  = dict(n_train=6, n_test=3, n_distractors=0, n_cams=2, cams_per_person=2, frames=2)      # a world of minutes, not hours: what is tested does not depend on its size
 TRAIN  = dict(format='csv', epochs=3, bs=12, per_id=2, size='32x32', seed=3)                    # real files, so that a kill may also fall on the pasted and cut queries

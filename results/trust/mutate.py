@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat, pandas as pd, torch
 from IPython.core.inputtransformer2 import TransformerManager
 torch.set_num_threads(1)
-from pgflkd.runs import add_rows, run_facts
+from pgflkd.records import add_rows, run_facts
 
 root = Path(__file__).parent.parent.parent
 CHAPTERS = dict(losses='20_losses', metrics='14_metrics', warp='13b_warp', data='13_data')

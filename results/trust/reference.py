@@ -14,7 +14,7 @@ from pgflkd.losses import PGFLKDLoss, batch_hard_triplet, consistent_loss, id_lo
 from pgflkd.network import PGFLKD, to_baseline
 from pgflkd.pose import draw_attention, part_visibility
 from pgflkd.metrics import evaluate_features
-from pgflkd.runs import run_facts
+from pgflkd.records import run_facts
 from pgflkd.san import paint_triplet, texture_loss
 
 FILE, RTOL, ATOL = Path(__file__).parent/'reference.json', 2e-4, 2e-5

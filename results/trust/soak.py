@@ -17,7 +17,7 @@ from pgflkd.callbacks import RunLog
 from pgflkd.data import reid_dls
 from pgflkd.deploy import load_embedder
 from pgflkd.learner import pgflkd_learner
-from pgflkd.runs import add_rows, run_facts
+from pgflkd.records import add_rows, run_facts
 from pgflkd.shelf import embed_pictures
 from pgflkd.synthetic import World, render_world, world_joints
 torch.set_num_threads(1)
