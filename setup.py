@@ -8,11 +8,19 @@ parser = ConfigParser(delimiters=['='])
 parser.read(root/'settings.ini', encoding='utf-8')
 cfg = parser['DEFAULT']
 
-statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature', '7 - Inactive']
+statuses = ['1 - Planning', '2 - Pre-Alpha', '3 - Alpha', '4 - Beta', '5 - Production/Stable', '6 - Mature',
+            '7 - Inactive']
 licenses = {'apache2': 'Apache-2.0', 'mit': 'MIT', 'bsd3': 'BSD-3-Clause'}
 minor = int(cfg['min_python'].split('.')[1])
 readme = root/'README.md'
 lib = cfg['lib_path']
+
+
+def extras():
+    "{extra: its packages}, from every key that ends in _requirements"
+    named = {key.removesuffix('_requirements'): text for key, text in cfg.items() if key.endswith('_requirements')}
+    return {name.replace('_', '-'): text.split() for name, text in named.items()}
+
 
 setup(
     name=cfg['lib_name'],
@@ -33,7 +41,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={k.removesuffix('_requirements').replace('_','-'): v.split() for k,v in cfg.items() if k.endswith('_requirements')},
+    extras_require=extras(),
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
     zip_safe=False,
 )

@@ -7,221 +7,273 @@ __all__ = ['BENCHMARKS', 'READERS', 'Part', 'Layout', 'Benchmark', 'read_benchma
            'read_occluded_reid', 'read_partial_reid', 'read_partial_ilids', 'read_msmt17', 'read_p_duke', 'read_cuhk03',
            'occluded_duke_names', 'read_occluded_duke']
 
-# %% ../nbs/engine/19_datasets.ipynb #eccbc87e
+# %% ../nbs/engine/19_datasets.ipynb #cell0003
 import os, re
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
-from .errors import InputError
-from .readers.folders import from_df, from_folders, from_name_func, pictures
-from .occlude import camera_obstacles, make_partial, partial_files, paste_obstacles
+from .errors import InputError, need
+from .files import list_pictures
+from .occlude import make_partial, paste_obstacles
+from .readers.folders import from_df, from_folders, from_names, from_one
 
-# %% ../nbs/engine/19_datasets.ipynb #8f14e45f
+# %% ../nbs/engine/19_datasets.ipynb #cell0007
 class Part(NamedTuple):
     "A folder of a layout, and what its pictures are"
-    role:str            # train, query or gallery
-    folder:str          # below the home of the benchmark
-    camid:int=None      # the camera of all its pictures; None: the name says it
-    query_set:str=''    # name of the query set
-    occluded:bool=False # are its people hidden?
-    names:str=''        # a list of the pictures, beside the folder; '': all that are there
-    shift:int=0         # added to the pid
+    role:str             # train, query or gallery
+    folder:str           # below the home of the benchmark
+    camid:int|None=None  # the camera of all its pictures; None: the name says it
+    query_set:str=''     # name of the query set
+    occluded:bool=False  # are its people hidden?
+    names:str=''         # a list of the pictures, beside the folder; '': all that are there
+    shift:int=0          # added to the pid
 
 class Layout(NamedTuple):
     "One way in which a benchmark lies on disk"
-    title:str   # what the doctor calls it
-    parts:tuple # of `Part`
-    pattern:str # how the name of a picture begins, with groups pid and maybe cam
+    title:str    # its name
+    parts:tuple  # of `Part`
+    pattern:str  # how the name of a picture begins, with groups pid and maybe cam
 
 class Benchmark(NamedTuple):
     "A benchmark and its layouts"
-    title:str     # as in the papers
-    homes:tuple   # names of folders that may hold it, in small letters without signs
-    layouts:tuple # of `Layout`, the likeliest first
+    title:str      # as in the papers
+    homes:tuple    # names of folders that may hold it, in small letters without signs
+    layouts:tuple  # of `Layout`, the likeliest first
 
-# %% ../nbs/engine/19_datasets.ipynb #c9f0f895
-_CAM, _ID = r'(?P<pid>-?\d+)_c(?P<cam>[1-9]\d*)', r'(?P<pid>\d{3,4}(?=_)|\d{3})'    # 0002_c1s1_000451_03.jpg and 001_01.tif
+# %% ../nbs/engine/19_datasets.ipynb #cell0008
+_CAM = r'(?P<pid>-?\d+)_c(?P<cam>[1-9]\d*)'          # 0002_c1s1_000451_03.jpg
+_ID  = r'(?P<pid>\d{3,4}(?=_)|\d{3})'                # 001_01.tif
 
 def _three(train='bounding_box_train', query='query', gallery='bounding_box_test', under=''):
     "The parts of Market-1501 and of all that came after it"
-    return tuple(Part(r, under+f) for r,f in (('train',train), ('query',query), ('gallery',gallery)))
+    return Part('train', under+train), Part('query', under+query), Part('gallery', under+gallery)
 
 def _pair(gallery, **queries):
     "Query folders (camera 0) by the name of their set, against the folder `gallery` (camera 1)"
-    return *(Part('query', f, 0, q, q=='occluded') for q,f in queries.items()), Part('gallery', gallery, 1)
+    return *(Part('query', f, 0, name, name=='occluded') for name,f in queries.items()), Part('gallery', gallery, 1)
 
-def _msmt(train, test):
+def _msmt(title, train, test):
     "MSMT17 counts its people from 0, and from 0 again for the test: so train from 1, test from 10001"
-    return tuple(Part(r, f, names=f'list_{r}.txt', shift=s) for r,f,s in (('train',train,1), ('query',test,10001), ('gallery',test,10001)))
+    parts = (Part('train', train, names='list_train.txt', shift=1),
+             Part('query', test, names='list_query.txt', shift=10001),
+             Part('gallery', test, names='list_gallery.txt', shift=10001))
+    return Layout(title, parts, r'(?P<pid>\d+)_\d+_(?P<cam>[01][0-9])_')
 
-_flat, _person = Layout('three folders', _three(), _CAM), Layout('a folder a person', _three('train_all', 'query', 'gallery'), _CAM)
-_ilids = [dict(gallery='Gallery', partial='Probe'), dict(gallery='gallery', partial='query'), dict(gallery='whole_body_images', partial='partial_body_images')]
+def _ilids(title, pattern):
+    "The folders in which Partial-iLIDS is passed around"
+    pairs = (_pair('Gallery', partial='Probe'), _pair('gallery', partial='query'),
+             _pair('whole_body_images', partial='partial_body_images'))
+    return [Layout(title, parts, pattern) for parts in pairs]
 
-# %% ../nbs/engine/19_datasets.ipynb #45c48cce
+_FLAT   = Layout('three folders', _three(), _CAM)
+_PERSON = Layout('a folder a person', _three('train_all', 'query', 'gallery'), _CAM)
+_P_DUKE = (Part('train', 'train/occluded_body_images', 0, '', True), Part('train', 'train/whole_body_images', 1),
+           Part('query', 'test/occluded_body_images', 0, 'occluded', True),
+           Part('gallery', 'test/whole_body_images', 1))
+
+# %% ../nbs/engine/19_datasets.ipynb #cell0009
+_ICME = 'icme2018occludedpersonreidentificationdatasets'
+
 BENCHMARKS = dict(
-    market1501    = Benchmark('Market-1501', ('market1501','market1501v150915','market','pytorch'), (_flat, _person)),
-    duke          = Benchmark('DukeMTMC-reID', ('dukemtmcreid','dukemtmc','duke','pytorch'), (_flat, _person)),
-    occluded_duke = Benchmark('Occluded-Duke', ('occludedduke','occludeddukemtmc','occludeddukemtmcreid','occduke'), (_flat,)),
-    occluded_reid = Benchmark('Occluded-REID', ('occludedreid','occludereid','icme2018occludedpersonreidentificationdatasets'), (
-        Layout('occluded and whole', _pair('whole_body_images', occluded='occluded_body_images'), _ID), Layout('query and gallery', _pair('gallery', occluded='query'), _ID))),
-    partial_reid  = Benchmark('Partial-REID', ('partialreid','partialreiddataset'), (
-        Layout('occluded, partial and whole', _pair('whole_body_images', occluded='occluded_body_images', partial='partial_body_images'), _ID),)),
+    market1501 = Benchmark('Market-1501', ('market1501','market1501v150915','market','pytorch'), (_FLAT, _PERSON)),
+    duke = Benchmark('DukeMTMC-reID', ('dukemtmcreid','dukemtmc','duke','pytorch'), (_FLAT, _PERSON)),
+    occluded_duke = Benchmark('Occluded-Duke',
+        ('occludedduke','occludeddukemtmc','occludeddukemtmcreid','occduke'), (_FLAT,)),
+    occluded_reid = Benchmark('Occluded-REID', ('occludedreid','occludereid',_ICME), (
+        Layout('occluded and whole', _pair('whole_body_images', occluded='occluded_body_images'), _ID),
+        Layout('query and gallery', _pair('gallery', occluded='query'), _ID))),
+    partial_reid = Benchmark('Partial-REID', ('partialreid','partialreiddataset'), (
+        Layout('occluded, partial and whole',
+               _pair('whole_body_images', occluded='occluded_body_images', partial='partial_body_images'), _ID),)),
     partial_ilids = Benchmark('Partial-iLIDS', ('partialilids',), (
-        *(Layout('119 pairs (DSR)', _pair(**o), r'(?P<pid>\d{1,4})\.') for o in _ilids), *(Layout('shots (FPR)', _pair(**o), r'(?P<pid>\d{4}(?=_|\d)|\d{3}(?=_))') for o in _ilids))),
-    msmt17        = Benchmark('MSMT17', ('msmt17','msmt17v1','msmt17v2'), tuple(
-        Layout(t, _msmt(*o), r'(?P<pid>\d+)_\d+_(?P<cam>[01][0-9])_') for t,o in (('V1',('train','test')), ('V2, faces blurred',('mask_train_v2','mask_test_v2'))))),
-    cuhk03        = Benchmark('CUHK03-NP', ('cuhk03np','cuhk03'), tuple(
-        Layout(o, _three(under=o+'/'), _CAM) for o in ('labeled','labelled','detected')) + (_flat._replace(title='one half'),)),
-    p_duke        = Benchmark('P-DukeMTMC', ('pdukemtmcreid','pdukemtmc','pduke','icme2018occludedpersonreidentificationdatasets'), (
-        Layout('occluded and whole', (Part('train','train/occluded_body_images',0,'',True), Part('train','train/whole_body_images',1),
-            Part('query','test/occluded_body_images',0,'occluded',True), Part('gallery','test/whole_body_images',1)), r'(?P<pid>\d+)_'),)))
+        *_ilids('119 pairs (DSR)', r'(?P<pid>\d{1,4})\.'),
+        *_ilids('shots (FPR)', r'(?P<pid>\d{4}(?=_|\d)|\d{3}(?=_))'))),
+    msmt17 = Benchmark('MSMT17', ('msmt17','msmt17v1','msmt17v2'), (
+        _msmt('V1', 'train', 'test'), _msmt('V2, faces blurred', 'mask_train_v2', 'mask_test_v2'))),
+    cuhk03 = Benchmark('CUHK03-NP', ('cuhk03np','cuhk03'), (
+        *(Layout(boxes, _three(under=boxes+'/'), _CAM) for boxes in ('labeled','labelled','detected')),
+        _FLAT._replace(title='one half'))),
+    p_duke = Benchmark('P-DukeMTMC', ('pdukemtmcreid','pdukemtmc','pduke',_ICME), (
+        Layout('occluded and whole', _P_DUKE, r'(?P<pid>\d+)_'),)))
 
-# %% ../nbs/engine/19_datasets.ipynb #c20ad4d7
+# %% ../nbs/engine/19_datasets.ipynb #cell0012
 def _lines(path):
-    "The lines of the list `path`"
-    try: return path.read_text(encoding='utf-8').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise InputError(f'{path}: cannot be read as a list ({type(e).__name__}); unpack the benchmark again') from None
+    "(number, line) of the list `path`, empty lines left out"
+    try: text = path.read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f'{path}: cannot be read as a list ({type(e).__name__}); unpack the benchmark again') from None
+    return [(i, line.strip()) for i,line in enumerate(text.splitlines(), 1) if line.strip()]
 
 def _listed(home, part):
-    "Pictures of `part`, with the pid that its list gives them, or None"
-    folder = home/part.folder
-    if not part.names:
-        if not (fns := pictures(folder)): raise InputError(f'{folder}: holds no pictures (.jpg, .png, .tif); put them there')
-        return [(fn, None) for fn in fns]
-    there, rows = set(pictures(folder)), []
-    for i,line in enumerate(_lines(home/part.names)):
-        fn, pid = (line.split() + [''])[:2] if line.strip() else ('','')
-        if not pid.isdigit(): raise InputError(f'{home/part.names}: line {i+1} is {line!r}; it should be a path and a person, like 0000/0000_000_01_0303morning_0008_0.jpg 0')
-        if (path := str(folder/fn)) not in there: raise InputError(f'{path}: no such picture, but line {i+1} of {part.names} names it; unpack the benchmark again')
-        rows.append((path, int(pid)))
+    "[(picture of `part`, the pid that its list gives it, or None)]"
+    fns = list_pictures(home/part.folder)
+    need(fns, f'{home/part.folder}: holds no pictures (.jpg, .png, .tif); put them there')
+    if not part.names: return [(fn, None) for fn in fns]
+    there, rows = set(fns), []
+    for i,line in _lines(home/part.names):
+        name, _, pid = line.partition(' ')
+        like = 'it should be a path and a person, like 0000/0000_000_01_0303morning_0008_0.jpg 0'
+        need(pid.isdigit(), f'{home/part.names}: line {i} is {line!r}; {like}')
+        fn = str(home/part.folder/name)
+        need(fn in there, f'{fn}: no such picture, but line {i} of {part.names} names it; unpack the benchmark again')
+        rows.append((fn, int(pid)))
     return sorted(rows)
 
-def _rows(home, layout, wrong=None):
-    "The table of the pictures below `home` in `layout`; a name that is not of this layout, or twice there, raises `InputError`, or goes into the list `wrong`"
-    name, rows = re.compile(layout.pattern), []
-    like = '0002_c1 (camera from 1)' if layout.pattern==_CAM else layout.pattern
-    def refuse(why):
-        if wrong is None: raise InputError(why)
-        wrong.append(why)
-    for p in layout.parts:
-        if not (home/p.folder).is_dir(): continue
-        seen = {}
-        for fn,pid in _listed(home, p):
-            m, base = name.match(os.path.basename(fn)), os.path.basename(fn)
-            if not m: refuse(f'{fn}: no person{" and camera" if "cam>" in layout.pattern else ""} in its name; it should begin like {like}, or leave the folder'); continue
-            if seen.setdefault(base, fn)!=fn: refuse(f'{fn}: the same name as {seen[base]}; keep one of the two'); continue
-            rows.append((fn, (int(m['pid']) if pid is None else pid)+p.shift, int(m['cam'])-1 if p.camid is None else p.camid, p.role, p.query_set, p.occluded))
-    df = pd.DataFrame(rows, columns=['fn','pid','camid','role','query_set','occluded'])
-    if layout.parts[-1].camid is not None and df.pid.min()==0: df['pid'] += 1      # a set without distractors that counts from 0
+def _part_rows(home, part, pattern):
+    "A row for each picture of `part`; raises `InputError` for a name that is not of this layout, or twice there"
+    rows, seen = [], {}
+    like = '0002_c1 (camera from 1)' if pattern==_CAM else pattern
+    for fn,pid in _listed(home, part):
+        name = os.path.basename(fn)
+        m = re.match(pattern, name)
+        what = 'person and camera' if 'cam>' in pattern else 'person'
+        need(m, f'{fn}: no {what} in its name; it should begin like {like}, or leave the folder')
+        need(name not in seen, f'{fn}: the same name as {seen.get(name)}; keep one of the two')
+        seen[name] = fn
+        pid = part.shift + (int(m['pid']) if pid is None else pid)
+        camid = int(m['cam'])-1 if part.camid is None else part.camid
+        rows.append((fn, pid, camid, part.role, part.query_set, part.occluded))
+    return rows
+
+def _rows(home, layout):
+    "The table of the pictures below `home` in `layout`"
+    rows = []
+    for part in layout.parts:
+        if (home/part.folder).is_dir(): rows += _part_rows(home, part, layout.pattern)
+    df = from_one(pd.DataFrame(rows, columns=['fn','pid','camid','role','query_set','occluded']), str(home))
     df = df[(df.role=='gallery') | (df.pid>0)].reset_index(drop=True)
     return df if df.query_set.any() else df.drop(columns=['query_set','occluded'])
 
-# %% ../nbs/engine/19_datasets.ipynb #aab32389
+# %% ../nbs/engine/19_datasets.ipynb #cell0014
 def _homes(root, names, depth=3):
     "`root` and the folders below it that bear one of `names`"
-    yield root
-    if depth:
-        for o in sorted(o for o in root.iterdir() if re.sub('[^a-z0-9]', '', o.name.lower()) in names and o.is_dir()): yield from _homes(o, names, depth-1)
+    found = [root]
+    for o in sorted(root.iterdir()) if depth else ():
+        if re.sub('[^a-z0-9]', '', o.name.lower()) in names and o.is_dir(): found += _homes(o, names, depth-1)
+    return found
 
 def _fits(home, layout):
     "Is there a folder, and its list if it needs one, for every role of `layout`?"
-    return {p.role for p in layout.parts if (home/p.folder).is_dir() and (not p.names or (home/p.names).is_file())}=={p.role for p in layout.parts}
-
-def _has(home): return ', '.join((o := sorted(o.name for o in home.iterdir() if not o.name.startswith('.')))[:3])+(', ...' if len(o)>3 else '') or 'nothing'
+    there = [p for p in layout.parts if (home/p.folder).is_dir() and (not p.names or (home/p.names).is_file())]
+    return {p.role for p in there}=={p.role for p in layout.parts}
 
 def read_benchmark(
-    root,            # folder of the benchmark, or one above it
+    root:str|Path,   # folder of the benchmark, or one above it
     format:str,      # a key of `BENCHMARKS`
     only:tuple=(),   # titles of the layouts to try; (): all
-)->pd.DataFrame:     # fn, pid, camid (from 0), role, sorted by role and path; `query_set` and `occluded` where the benchmark knows them
+)->pd.DataFrame:     # fn, pid, camid (from 0), role, sorted by role and path; where known `query_set` and `occluded`
     "Read the benchmark `format` below `root`; raises `InputError` if it is not there, or if a name does not parse"
-    root, b, wrong = Path(root).absolute(), BENCHMARKS[format], []
-    tries = [l for l in b.layouts if not only or l.title in only]; wants = list(dict.fromkeys(p.folder for p in tries[0].parts))
-    if not root.is_dir(): raise InputError(f'{root}: no such folder; give the folder that holds {", ".join(wants)}')
-    for home in _homes(root, b.homes):
-        for l in tries:
-            if not _fits(home, l): continue
-            try: df = _rows(home, l)
-            except InputError as e: wrong.append(e); continue
-            df.attrs.update(dataset=format, layout=l.title, home=str(home))
-            return df
+    root, benchmark, wrong = Path(root).expanduser().absolute(), BENCHMARKS[format], []
+    layouts = [o for o in benchmark.layouts if not only or o.title in only]
+    folders = list(dict.fromkeys(p.folder for p in layouts[0].parts))
+    need(root.is_dir(), f'{root}: no such folder; give the folder that holds {", ".join(folders)}')
+    for home in _homes(root, benchmark.homes):
+        for layout in layouts:
+            if not _fits(home, layout): continue
+            try: df = _rows(home, layout)
+            except InputError as e: wrong.append(e)
+            else:
+                df.attrs.update(dataset=format, layout=layout.title, home=str(home))
+                return df
     if wrong: raise wrong[0]
-    gone = [f for f in wants if not (root/f).is_dir()] or [p.names for p in tries[0].parts if p.names and not (root/p.names).is_file()]
-    raise InputError(f'{root}: no folder {", ".join(gone)}; it holds {_has(root)}; {b.title} has {", ".join(wants)}')
+    raise InputError(_missing(root, benchmark.title, layouts[0].parts, folders))
 
-# %% ../nbs/engine/19_datasets.ipynb #c74d97b0
+def _missing(root, title, parts, folders):
+    "What of the `folders` and lists of a layout is not below `root`, and what is"
+    gone = [f for f in folders if not (root/f).is_dir()]
+    gone = gone or [p.names for p in parts if p.names and not (root/p.names).is_file()]
+    has = sorted(o.name for o in root.iterdir() if not o.name.startswith('.'))
+    some = ', '.join([*has[:3], *['...']*(len(has)>3)]) or 'nothing'
+    return f'{root}: no folder {", ".join(gone)}; it holds {some}; {title} has {", ".join(folders)}'
+
+# %% ../nbs/engine/19_datasets.ipynb #cell0016
 def read_market(
-    root,         # folder that holds `bounding_box_train`, `query` and `bounding_box_test`, or a folder above it; or the folders a person of the `pytorch` layout
-)->pd.DataFrame:  # the table; in the gallery junk keeps pid -1 and distractors 0
+    root:str|Path, # holds `bounding_box_train`, `query` and `bounding_box_test`, or the `pytorch` layout
+)->pd.DataFrame:   # the table; in the gallery junk keeps pid -1 and distractors 0
     "Read Market-1501, or anything in its layout, below `root` (Zheng et al. 2015)"
     return read_benchmark(root, 'market1501')
 
-def read_duke(root)->pd.DataFrame:
-    "Read DukeMTMC-reID below `root` (Zheng et al. 2017, from Ristani et al. 2016); the data were withdrawn by their authors"
+def read_duke(root:str|Path)->pd.DataFrame:
+    "Read DukeMTMC-reID below `root` (Zheng et al. 2017, from Ristani et al. 2016); its authors withdrew the data"
     return read_benchmark(root, 'duke')
 
-def read_occluded_reid(root)->pd.DataFrame:
-    "Read Occluded-REID below `root`: jpg or tif, flat or a folder a person; queries are camera 0, the gallery 1 (Zhuo et al. 2018)"
+def read_occluded_reid(root:str|Path)->pd.DataFrame:
+    "Read Occluded-REID below `root`, flat or a folder a person; queries are camera 0, the gallery 1 (Zhuo et al. 2018)"
     return read_benchmark(root, 'occluded_reid')
 
-def read_partial_reid(root)->pd.DataFrame:
+def read_partial_reid(root:str|Path)->pd.DataFrame:
     "Read Partial-REID below `root`: both query sets where they are there, `occluded` and `partial` (Zheng et al. 2015)"
     return read_benchmark(root, 'partial_reid')
 
-def read_partial_ilids(root)->pd.DataFrame:
-    "Read Partial-iLIDS below `root`: the 119 pairs of DSR, or the version of FPR with a shot in the name; `attrs['layout']` says which"
+def read_partial_ilids(root:str|Path)->pd.DataFrame:
+    "Read Partial-iLIDS below `root`: DSR's 119 pairs, or FPR's with a shot in the name; `attrs['layout']` says which"
     return read_benchmark(root, 'partial_ilids')
 
-def read_msmt17(root)->pd.DataFrame:
-    "Read MSMT17, V1 or V2, below `root`; list_val.txt stays unused, as in most papers; train people from 1, test people from 10001 (Wei et al. 2018)"
+def read_msmt17(root:str|Path)->pd.DataFrame:
+    "Read MSMT17 below `root` without list_val.txt; train people from 1, test people from 10001 (Wei et al. 2018)"
     return read_benchmark(root, 'msmt17')
 
-def read_p_duke(root)->pd.DataFrame:
+def read_p_duke(root:str|Path)->pd.DataFrame:
     "Read P-DukeMTMC-reID below `root`: occluded pictures are camera 0, whole ones 1 (Zhuo et al. 2018)"
     return read_benchmark(root, 'p_duke')
 
 def read_cuhk03(
-    root,               # folder of CUHK03-NP, or of one half of it
+    root:str|Path,      # folder of CUHK03-NP, or of one half of it
     boxes:str='labeled',# by hand, or 'detected'
 )->pd.DataFrame:
     "Read the `boxes` of CUHK03 in the new protocol of 767 and 700 people below `root` (Zhong et al. 2017)"
-    if boxes not in ('labeled','labelled','detected'): raise InputError(f"boxes={boxes!r}: CUHK03 has 'labeled' and 'detected'")
-    if (at := Path(root).absolute().name) in ('labeled','labelled','detected') and at[0]!=boxes[0]: raise InputError(f'{root}: these are the {at} boxes; give boxes={at!r}, or the folder above')
-    return read_benchmark(root, 'cuhk03', (*(('detected',) if boxes=='detected' else ('labeled','labelled')), 'one half'))
+    halves = dict(labeled=('labeled','labelled'), detected=('detected',))
+    need(boxes in halves, f"boxes={boxes!r}: CUHK03 has 'labeled' and 'detected'")
+    other = halves['labeled' if boxes=='detected' else 'detected']
+    wrong = Path(root).absolute().name in other
+    need(not wrong, f'{root}: these are the other boxes; change boxes=, or give the folder above')
+    return read_benchmark(root, 'cuhk03', (*halves[boxes], 'one half'))
 
-# %% ../nbs/engine/19_datasets.ipynb #6ea9ab1b
+# %% ../nbs/engine/19_datasets.ipynb #cell0032
 def occluded_duke_names(
-    lists,         # folder of train.list, query.list and gallery.list, one name a line
-)->pd.DataFrame:   # name, pid, camid, role
+    lists:str|Path, # folder of train.list, query.list and gallery.list, one name a line
+)->pd.DataFrame:    # name, pid, camid, role
     "The published lists of Occluded-Duke, from names alone (Miao et al. 2019)"
-    rows, name = [], re.compile(_CAM)
+    rows = []
     for role in ('train','query','gallery'):
         path = Path(lists)/f'{role}.list'
-        if not path.is_file(): raise InputError(f'{path}: no such list; give the folder that holds train.list, query.list and gallery.list')
-        for i,o in enumerate(_lines(path)):
-            if not (m := name.match(o)): raise InputError(f'{path}: line {i+1} is {o!r}; it should be a name like 0002_c1_f0044158.jpg')
-            rows.append((o.strip(), int(m['pid']), int(m['cam'])-1, role))
+        need(path.is_file(), f'{path}: no such list; give the folder of train.list, query.list and gallery.list')
+        for i,name in _lines(path):
+            m = re.match(_CAM, name)
+            need(m, f'{path}: line {i} is {name!r}; it should be a name like 0002_c1_f0044158.jpg')
+            rows.append((name, int(m['pid']), int(m['cam'])-1, role))
     return pd.DataFrame(rows, columns=['name','pid','camid','role'])
 
 def read_occluded_duke(
-    root,          # folder of Occluded-Duke; with `lists`: of DukeMTMC-reID
-    lists=None,    # folder of the published lists
-)->pd.DataFrame:   # the table; queries may also stand in the gallery
-    "Read Occluded-Duke from its own folders, or out of DukeMTMC-reID by its `lists`: each picture in its own folder, else in `bounding_box_test`"
-    if lists is None:
-        df = read_benchmark(root, 'occluded_duke')
-        if (df.role=='train').sum()==16522: raise InputError(f"{df.attrs['home']}: this is DukeMTMC-reID (16522 training pictures), not Occluded-Duke; give lists= of the published lists, or read it with read_duke")
-        return df.assign(**{'query_set': np.where(df.role=='query', 'occluded', '')})
-    t, home = occluded_duke_names(lists), Path(read_benchmark(root, 'duke').attrs['home'])
-    own = {r: {os.path.basename(o): o for o in pictures(home/f)} for r,f in (('train','bounding_box_train'), ('query','query'), ('gallery','bounding_box_test'))}
-    fns = [own[r].get(n) or own['gallery'].get(n) for n,r in zip(t.name, t.role)]
-    if lost := [n for n,f in zip(t.name, fns) if not f]: raise InputError(f'{home}: has no {lost[0]} ({len(lost)} of the {len(t)} listed pictures are missing); unpack DukeMTMC-reID again')
-    df = pd.DataFrame(dict(fn=fns, pid=t.pid, camid=t.camid, role=t.role, query_set=np.where(t.role=='query', 'occluded', '')))
-    df = df.sort_values('fn', kind='stable').sort_values('role', key=lambda o: o.map(dict(train=0, query=1, gallery=2)), kind='stable').reset_index(drop=True)
-    df.attrs.update(dataset='occluded_duke', layout='DukeMTMC-reID and lists', home=str(home))
+    root:str|Path,             # folder of Occluded-Duke; with `lists`: of DukeMTMC-reID
+    lists:str|Path|None=None,  # folder of the published lists
+)->pd.DataFrame:               # the table; queries may also stand in the gallery
+    "Read Occluded-Duke from its own folders, or out of DukeMTMC-reID by its `lists`"
+    df = read_benchmark(root, 'duke' if lists else 'occluded_duke')
+    home = df.attrs['home']
+    if lists:
+        df = _by_lists(occluded_duke_names(lists), Path(home))
+        df.attrs.update(dataset='occluded_duke', layout='DukeMTMC-reID and lists', home=home)
+    elif (df.role=='train').sum()==16522:
+        raise InputError(f'{home}: this is DukeMTMC-reID (16522 training pictures), not Occluded-Duke; '
+                         'give lists= of the published lists, or read it with read_duke')
+    df['query_set'] = np.where(df.role=='query', 'occluded', '')
     return df
 
-# %% ../nbs/engine/19_datasets.ipynb #e369853d
-READERS = dict(market1501=read_market, duke=read_duke, occluded_duke=read_occluded_duke, occluded_reid=read_occluded_reid, partial_reid=read_partial_reid, partial_ilids=read_partial_ilids,
-    msmt17=read_msmt17, cuhk03=read_cuhk03, cuhk03_detected=partial(read_cuhk03, boxes='detected'), p_duke=read_p_duke, folders=from_folders, csv=from_df)
+def _by_lists(listed, home):
+    "The table of the names in `listed`: each picture in the folder of its role, else in the gallery"
+    own = {p.role: {os.path.basename(fn): fn for fn in list_pictures(home/p.folder)} for p in _FLAT.parts}
+    fns = [own[role].get(name) or own['gallery'].get(name) for name,role in zip(listed.name, listed.role)]
+    lost = [name for name,fn in zip(listed.name, fns) if not fn]
+    need(not lost, f'{home}: has no {"".join(lost[:1])} ({len(lost)} of the {len(listed)} listed pictures are '
+                   'missing); unpack DukeMTMC-reID again')
+    order = dict(train=0, query=1, gallery=2)
+    df = listed[['pid','camid','role']].assign(fn=fns, place=listed.role.map(order))
+    return df.sort_values(['place','fn'], kind='stable').reset_index(drop=True)[['fn','pid','camid','role']]
+
+# %% ../nbs/engine/19_datasets.ipynb #cell0037
+READERS = dict(
+    market1501=read_market, duke=read_duke, occluded_duke=read_occluded_duke, p_duke=read_p_duke, msmt17=read_msmt17,
+    cuhk03=read_cuhk03, cuhk03_detected=partial(read_cuhk03, boxes='detected'), occluded_reid=read_occluded_reid,
+    partial_reid=read_partial_reid, partial_ilids=read_partial_ilids, folders=from_folders, csv=from_df)

@@ -40,7 +40,7 @@ _KEPT = 'what was written before is kept, and the same command (pgflkd_train: wi
 def trouble(
     e:BaseException, # what a command raised
 )->str|None:         # one line; None for a fault of ours
-    "What happened and what helps, if `e` comes from outside: bad input, a full disk, a closed folder, too little memory, Ctrl-C"
+    "What happened and what helps, if `e` is bad input, a full disk, a closed folder, too little memory or Ctrl-C"
     if isinstance(e, InputError): return str(e)
     if isinstance(e, KeyboardInterrupt):
         return 'stopped; what was written is whole, and the same command (pgflkd_train: with --resume) goes on'
@@ -48,8 +48,9 @@ def trouble(
         return f'{e.filename or "output"}: {e.strerror}; make room; {_KEPT}'
     if isinstance(e, OSError) and e.errno in _SHUT:
         return f'{e.filename or "output"}: {e.strerror}; give a folder that can be written, or a file that can be read'
-    no_memory = isinstance(e, MemoryError) or type(e).__name__=='OutOfMemoryError'          # torch's, without importing torch
-    if no_memory or (isinstance(e, RuntimeError) and re.search('t allocate memory|could not create a primitive', str(e))):
+    no_memory = isinstance(e, MemoryError) or type(e).__name__=='OutOfMemoryError'   # torch's, without importing torch
+    if isinstance(e, RuntimeError): no_memory |= bool(re.search('t allocate memory|not create a primitive', str(e)))
+    if no_memory:
         return 'out of memory; lower --bs or --size, or free memory; what was written before is kept'
 
 # %% ../nbs/engine/01_errors.ipynb #cell0015
@@ -57,7 +58,7 @@ def guarded(
     command:str, # name for the message
     f:Callable,  # what to do, without arguments
 ):               # what `f` returns
-    "Call `f`; what `trouble` explains becomes one line on stderr, named as `command`, and exit code 2 (130 after Ctrl-C)"
+    "Call `f`; what `trouble` explains becomes a line on stderr, named as `command`, and exit code 2 (Ctrl-C: 130)"
     try: return f()
     except (Exception, KeyboardInterrupt) as e:
         why = trouble(e)

@@ -21,7 +21,7 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')   # endin
 def list_pictures(
     folder:str|Path, # where to look, through all folders in it
 )->list:             # of str: the paths, sorted
-    "The pictures below `folder`, hidden files left out, a folder to which several links lead read once; raises `InputError`"
+    "The pictures below `folder`, without hidden files; a folder with several links is read once. Raises `InputError`"
     need(os.path.isdir(folder), f'{folder}: no such folder; give one that holds pictures')
     found, seen, todo = [], set(), [str(folder)]
     while todo:
@@ -31,7 +31,7 @@ def list_pictures(
         seen.add(real)
         for entry in sorted(os.scandir(at), key=lambda o: o.name, reverse=True):
             if entry.name.startswith('.') or entry.name=='__MACOSX': continue
-            if entry.is_dir(): todo.append(entry.path)
+            if os.path.isdir(entry.path): todo.append(entry.path)     # False for a link to itself
             elif entry.name.lower().endswith(PICTURES): found.append(entry.path)
     for path in found:
         need(_is_text(path), f'{path!r}: the name is no UTF-8; rename the file')
@@ -77,7 +77,7 @@ def write_whole(
     path:str|Path,  # file to write
     write:Callable, # called with the temporary path beside it
 ):
-    "Let `write` fill a temporary file beside `path`, which then takes the place of `path`; if `write` fails, nothing is left of it"
+    "Let `write` fill a temporary file, which then takes the place of `path`; if `write` fails, `path` stays as it was"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
@@ -111,7 +111,8 @@ def locked(
     lock = FileLock(folder/'.lock', timeout=-1 if wait else 0)
     try: lock.acquire()
     except Timeout:
-        raise InputError(f'{folder}: another process is working in it; wait until it has finished, or give another folder') from None
+        remedy = 'wait until it has finished, or give another folder'
+        raise InputError(f'{folder}: another process is working in it; {remedy}') from None
     try: yield folder
     finally: lock.release()
 
@@ -142,7 +143,7 @@ def made_once(
     mark:str='made.json', # file in the folder that holds the key
     **facts,              # written beside the key
 )->Path:                  # `folder`, absolute
-    "Let `make` fill `folder` unless it was made with the same `key`; whole or not there. Raises `InputError` if it holds something else"
+    "Let `make` fill `folder` unless it has this `key`; whole or not there. Raises `InputError` if it holds others"
     folder = Path(folder).absolute()
     if _made_with(folder/mark)==key: return folder
     with locked(folder.parent/f'.{folder.name}.making') as aside:

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['TILE', 'Ranking', 'evaluate_ranking', 'pairwise_distance', 'evaluate_features', 'top_k']
 
-# %% ../nbs/course/02_metrics.ipynb #c81e728d
+# %% ../nbs/course/02_metrics.ipynb #cell0002
+from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from .errors import need
 
-# %% ../nbs/course/02_metrics.ipynb #aab32389
+# %% ../nbs/course/02_metrics.ipynb #cell0014
 @dataclass(repr=False)
 class Ranking:
-    "How well queries found their people: one value a query (nan for a query that could not be asked), the means as properties in [0,1]"
+    "How well queries found their people: one value a query, nan for one that could not be asked; means in [0,1]"
     cmc:np.ndarray          # (g,) share of valid queries with a hit among the first 1, 2, ... gallery pictures
     first:np.ndarray        # (q,) rank of the first hit, from 1
     ap:np.ndarray           # (q,) average precision, precision taken at each hit
@@ -30,253 +32,216 @@ class Ranking:
         return float(self.cmc[min(k, len(self.cmc))-1])
     def row(self):
         "The line for a table of results"
-        return dict(mAP=self.mAP, mAP_trapezoid=self.mAP_trapezoid, mINP=self.mINP, **{f'rank{k}': self.rank(k) for k in (1,3,5,10)}, n_valid=self.n_valid)
-    def __repr__(self): return ' '.join(f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k,v in self.row().items())
+        areas = dict(mAP=self.mAP, mAP_trapezoid=self.mAP_trapezoid, mINP=self.mINP)
+        return {**areas, **{f'rank{k}': self.rank(k) for k in (1,3,5,10)}, 'n_valid': self.n_valid}
+    def _texts(self): return {k: str(v) if isinstance(v, int) else f'{v:.3f}' for k,v in self.row().items()}
+    def __repr__(self): return ' '.join(f'{k} {v}' for k,v in self._texts().items())
     def _repr_markdown_(self):
-        r = {k: v if isinstance(v, int) else f'{v:.3f}' for k,v in self.row().items()}
-        return f"| {' | '.join(r)} |\n|{'---|'*len(r)}\n| {' | '.join(map(str, r.values()))} |"
+        texts = self._texts()
+        return f"| {' | '.join(texts)} |\n|{'---|'*len(texts)}\n| {' | '.join(texts.values())} |"
 
-# %% ../nbs/course/02_metrics.ipynb #70efdf2e
-def _positive_ranks(
-    d:np.ndarray,      # (g,) distance of one query to each gallery picture
-    pos:np.ndarray,    # indices of the n pictures to find
-    junk:np.ndarray,   # indices of the pictures that do not count
-    ties:str='worst',  # at equal distances stand the wrong first ('worst'), or the gallery's order ('index')
-)->np.ndarray:         # (n,) rank of each of `pos` among all but `junk`, from 1, ascending
-    "Where `pos` stand when `d` is sorted by the rule of `ties`, `junk` taken out: counted, not sorted"
-    dp, dj, p = d[pos], d[junk], pos[:,None]
-    if ties=='worst':
-        ahead = np.array([np.count_nonzero(d<=x) for x in dp], int)
-        ahead -= (dp<=dp[:,None]).sum(1) + (dj<=dp[:,None]).sum(1)
-        return np.sort(ahead) + np.arange(1, len(pos)+1)
-    ahead = np.array([np.count_nonzero(d[:i]<=d[i]) + np.count_nonzero(d[i:]<d[i]) for i in pos], int)
-    return np.sort(ahead - ((dj<dp[:,None]) | ((dj==dp[:,None]) & (junk<p))).sum(1)) + 1
+# %% ../nbs/course/02_metrics.ipynb #cell0017
+def _positive_ranks(d, pos, junk):
+    "Where `pos` stand when `d` (g,) is sorted, the wrong first at equal distances, `junk` taken out; ascending"
+    mine, out = d[pos], d[junk]
+    ahead = np.array([np.count_nonzero(d<=x) for x in mine], int)
+    ahead -= (mine<=mine[:,None]).sum(1) + (out<=mine[:,None]).sum(1)
+    return np.sort(ahead) + np.arange(1, len(pos)+1)
 
-# %% ../nbs/course/02_metrics.ipynb #98f13708
-def _block_ranks(
-    d:torch.Tensor,   # (n,g) distances of n queries, on any device
-    pos:list,         # n arrays: indices of the pictures to find
-    junk:list,        # n arrays: indices of the pictures that do not count
-    ties:str='worst', # see `_positive_ranks`
-)->list:              # n arrays of ranks
-    "`_positive_ranks` of each row of `d`, where `d` lives"
-    count = np.array([len(p) for p in pos])
-    own = torch.nn.utils.rnn.pad_sequence([torch.as_tensor(np.r_[p,j], dtype=torch.long) for p,j in zip(pos,junk)], batch_first=True, padding_value=-1).to(d.device)
-    d_own, col = d.gather(1, own.clamp_min(0)).masked_fill(own<0, torch.inf), torch.arange(d.shape[1], device=d.device)
-    ahead = torch.zeros(len(d), count.max(initial=0), dtype=torch.long, device=d.device)
-    for k in range(ahead.shape[1]):
-        rows = torch.as_tensor(np.flatnonzero(count>k), device=d.device)
-        x,i,r,o,w = d_own[rows,k,None], own[rows,k,None], d[rows], d_own[rows], own[rows]
-        if ties=='worst': ahead[rows,k] = (r<=x).sum(1) - ((o<=x) & (w>=0)).sum(1)
-        else: ahead[rows,k] = ((r<x) | ((r==x) & (col<i))).sum(1) - (((o<x) | ((o==x) & (w<i))) & (w>=0)).sum(1)
-    ahead, rest = ahead.cpu().numpy(), np.arange(1, ahead.shape[1]+1)
-    return [np.sort(a[:n]) + rest[:n] for a,n in zip(ahead, count)]
+# %% ../nbs/course/02_metrics.ipynb #cell0020
+def _scores(ranks):
+    "Rank of the first hit, both AP and INP (q,4) from the ranks of each query's hits; nan for a query without hits"
+    count = np.array([len(r) for r in ranks])
+    asked, n = count>0, count[count>0]
+    scores = np.full((len(count),4), np.nan)
+    if not len(n): return scores
+    rank = np.concatenate(ranks)
+    start = np.cumsum(n)-n
+    k = np.arange(1, len(rank)+1) - np.repeat(start, n)               # hits so far
+    at = k/rank
+    before = np.where(rank>1, (k-1)/np.maximum(rank-1, 1), 1.)
+    ap = np.add.reduceat(at, start)/n
+    trapezoid = np.add.reduceat((at+before)/2, start)/n
+    scores[asked] = np.stack([rank[start], ap, trapezoid, n/rank[start+n-1]], 1)
+    return scores
 
-# %% ../nbs/course/02_metrics.ipynb #37693cfc
-def _scores(
-    ranks:list, # q arrays: ranks of a query's hits, from 1, ascending; empty for a query that could not be asked
-)->np.ndarray:  # (q,4) rank of the first hit, AP at hits, AP by trapezoids, INP; nan where there are no hits
-    "What each query is worth, from the `ranks` of its hits"
-    n = np.array([len(r) for r in ranks])
-    res, n = np.full((len(n),4), np.nan), n[n>0]
-    if not len(n): return res
-    r, start = np.concatenate(ranks), np.cumsum(n)-n
-    k = np.arange(1, len(r)+1) - np.repeat(start, n)
-    at, before = k/r, np.where(r>1, (k-1)/np.maximum(r-1, 1), 1.)
-    mean = lambda x: np.add.reduceat(x, start)/n
-    res[[len(o)>0 for o in ranks]] = np.stack([r[start], mean(at), mean((at+before)/2), n/r[start+n-1]], 1)
-    return res
-
-# %% ../nbs/course/02_metrics.ipynb #4e732ced
-def _numpy(
-    x, # tensor on any device, array or list
-)->np.ndarray: # half precision becomes float32
-    "`x` as an array"
+# %% ../nbs/course/02_metrics.ipynb #cell0023
+def _numpy(x):
+    "`x` as an array; half precision becomes float32"
     if not isinstance(x, torch.Tensor): return np.asarray(x)
     x = x.detach().as_subclass(torch.Tensor)
     return (x.float() if x.dtype in (torch.half, torch.bfloat16) else x).cpu().numpy()
 
-# %% ../nbs/course/02_metrics.ipynb #6ea9ab1b
-def _own(
-    q_pids, g_pids, q_camids, g_camids, # arrays (q,) and (g,)
-)->tuple: # two lists of q arrays: what to find, and what does not count of the same person
-    "For each query its pictures in the gallery, from other cameras and from its own"
+def _numbers(name, q, g, shape):
+    "`q` and `g` as arrays of numbers of the lengths in `shape`; names are numbered from 1, digits are read"
+    q, g = _numpy(q), _numpy(g)
+    for kind,o,n in (('q',q,shape[0]), ('g',g,shape[1])):
+        need(o.shape==(n,), f'{kind}_{name} has shape {o.shape}, but the distances are '
+                            f'{shape[0]} queries x {shape[1]} gallery pictures')
+    if q.dtype.kind in 'iufb' and g.dtype.kind in 'iufb': return q, g
+    text = np.concatenate([q.astype(str), g.astype(str)])
+    gone = np.flatnonzero(np.isin(text, ['None','nan','<NA>']))
+    need(not len(gone), lambda: f'{name}: value {gone[0]} of queries and gallery is missing')
+    try: number = text.astype(float)
+    except ValueError:
+        number = np.unique(text, return_inverse=True)[1] + 1
+        for special in (-1, 0): number[text==str(special)] = special
+    return np.split(number, [len(q)])
+
+def _own(q_pids, g_pids, q_camids, g_camids):
+    "For each query its gallery pictures from other cameras, which are to be found, and those from its own"
     order = np.argsort(g_pids, kind='stable')
-    lo,hi = (np.searchsorted(g_pids, q_pids, side=s, sorter=order) for s in ('left','right'))
-    own  = [order[a:b] if p>0 else order[:0] for p,a,b in zip(q_pids, lo, hi)]
-    same = [g_camids[o]==c for o,c in zip(own, q_camids)]
-    return [o[~s] for o,s in zip(own, same)], [o[s] for o,s in zip(own, same)]
+    start, end = (np.searchsorted(g_pids, q_pids, side=o, sorter=order) for o in ('left','right'))
+    pos, junk = [], []
+    for pid,camid,a,b in zip(q_pids, q_camids, start, end):
+        own = order[a:b] if pid>0 else order[:0]
+        same = g_camids[own]==camid
+        pos.append(own[~same])
+        junk.append(own[same])
+    return pos, junk
 
-def _query_ranks(
-    dist, # (n,g) array or tensor: distances of some queries
-    pos:list, # n arrays, see `_own`
-    junk:list, # n arrays
-    valid, # indices of the gallery pictures that are not junk for everybody (-1), None for all
-    ties:str, # see `_positive_ranks`
-)->list:  # n arrays of ranks; `pos` and `junk` count within `valid`
-    "The ranks of `pos` in each row of `dist`; raises `ValueError` if a distance is NaN"
-    if isinstance(dist, torch.Tensor) and dist.device.type!='cpu':
-        if n := int(dist.isnan().sum()): raise ValueError(f'{n} of {dist.numel()} distances are NaN')
-        return _block_ranks(dist if valid is None else dist[:,torch.as_tensor(valid, device=dist.device)], pos, junk, ties)
-    dist, res = _numpy(dist), []
-    for row,p,j in zip(dist, pos, junk):
-        if np.isnan(row.min(initial=np.inf)): raise ValueError(f'{np.isnan(dist).sum()} of {dist.size} distances are NaN')
-        res.append(_positive_ranks(row if valid is None else row[valid], p, j, ties))
-    return res
+def _check(shape, q_pids, g_pids, q_camids, g_camids):
+    "What to find, what does not count (places among the valid), and which gallery pictures are valid, None: all"
+    q_pids, g_pids = _numbers('pids', q_pids, g_pids, shape)
+    q_camids, g_camids = _numbers('camids', q_camids, g_camids, shape)
+    keep = np.flatnonzero(g_pids!=-1)
+    pos, junk = _own(q_pids, g_pids[keep], q_camids, g_camids[keep])
+    return pos, junk, None if len(keep)==shape[1] else keep
 
-# %% ../nbs/course/02_metrics.ipynb #c16a5320
-def _ranking(
-    ranks:list,    # q arrays, see `_scores`
-    n_gallery:int, # g
-)->Ranking:
-    "The `Ranking` of `ranks`; raises `ValueError` if no query is valid"
+# %% ../nbs/course/02_metrics.ipynb #cell0027
+def _query_ranks(dist, pos, junk, valid):
+    "The ranks of `pos` in each row of `dist`, on any device; raises `InputError` if a distance is NaN"
+    dist, ranks = _numpy(dist), []
+    for row,find,out in zip(dist, pos, junk):
+        need(not np.isnan(row.min(initial=np.inf)), lambda: f'{np.isnan(dist).sum()} of {dist.size} distances are NaN')
+        ranks.append(_positive_ranks(row if valid is None else row[valid], find, out))
+    return ranks
+
+def _ranking(ranks, n_gallery):
+    "The `Ranking` of the ranks of each query's hits; raises `InputError` if no query is valid"
     hits = np.array([r[0] for r in ranks if len(r)], int)
-    if not len(hits): raise ValueError(f'none of the {len(ranks)} queries has a gallery picture of the same person from another camera')
+    need(len(hits), f'none of the {len(ranks)} queries has a gallery picture of the same person from another camera')
     cmc = np.bincount(hits-1, minlength=n_gallery).cumsum()/len(hits)
     return Ranking(cmc, *_scores(ranks).T)
 
-# %% ../nbs/course/02_metrics.ipynb #e369853d
-def _check(
-    shape:tuple, # (q,g)
-    ids:tuple,   # q_pids, g_pids, q_camids, g_camids
-    ties:str='worst', # see `_positive_ranks`
-)->tuple:        # the same as arrays; then what to find, what doesn't count, and what is valid
-    "The four arrays of `ids` and what follows from them; raises `ValueError` if lengths are not those of `shape`, or for an unknown `ties`"
-    if ties not in ('worst','index'): raise ValueError(f"ties '{ties}' is unknown: take 'worst' or 'index'")
-    ids = [_numpy(o) for o in ids]
-    for name,o,n in zip(('q_pids','g_pids','q_camids','g_camids'), ids, list(shape)*2):
-        if o.shape != (n,): raise ValueError(f'{name} has shape {o.shape}, but the distances are {shape[0]} queries x {shape[1]} gallery pictures')
-    keep = np.flatnonzero(ids[1]!=-1)
-    valid = None if len(keep)==shape[1] else keep
-    return (*_own(ids[0], ids[1][keep], ids[2], ids[3][keep]), valid, ties)
-
-# %% ../nbs/course/02_metrics.ipynb #19ca14e7
 def evaluate_ranking(
     dist,     # (q,g) distances, small for alike; tensor or array
-    q_pids,   # (q,) who is on each query
+    q_pids,   # (q,) who is on each query; numbers or names
     g_pids,   # (g,) who is on each gallery picture: -1 junk, 0 a distractor
     q_camids, # (q,) camera of each query
     g_camids, # (g,) camera of each gallery picture
-    ties:str='worst', # equal distances: the wrong first ('worst'), or the gallery's order ('index')
 )->Ranking:
-    "CMC, both AP and INP of the ranking of `dist`, Market-1501's rules for `q_pids`, `g_pids`, `q_camids`, `g_camids`. Raises `ValueError`: NaN, shapes, `ties`, no valid query"
+    "CMC, both AP and INP of `dist` by Market-1501's rules; raises `InputError`: NaN, shapes, no valid query"
     if not isinstance(dist, torch.Tensor): dist = np.asarray(dist)
-    if dist.ndim!=2: raise ValueError(f'dist has shape {tuple(dist.shape)}, but queries x gallery is wanted')
-    case = _check(tuple(dist.shape), (q_pids, g_pids, q_camids, g_camids), ties)
-    return _ranking(_query_ranks(dist, *case), dist.shape[1])
+    shape = tuple(dist.shape)
+    need(len(shape)==2, f'dist has shape {shape}, but queries x gallery is wanted')
+    return _ranking(_query_ranks(dist, *_check(shape, q_pids, g_pids, q_camids, g_camids)), shape[1])
 
-# %% ../nbs/course/02_metrics.ipynb #67c6a1e7
-def _ordered_by(
-    q:torch.Tensor, # (q,C); of length 1 for the cosine
-    g:torch.Tensor, # (g,C)
-    metric:str,     # 'cosine' or 'euclidean'
-    out:torch.Tensor=None, # (g,q) memory to use
-)->torch.Tensor:    # (g,q) minus the cosine, or the squared distance
-    "What `pairwise_distance` is computed from and ranks like, without the rounding of its last step; a row for each of `g`"
-    if metric=='cosine':    return torch.mm(g, q.T, out=out).div_(-g.norm(dim=1, keepdim=True).clamp_min(1e-12))
-    if metric=='euclidean': return torch.mm(g, q.T, out=out).mul_(-2).add_(q.square().sum(1)).add_(g.square().sum(1, keepdim=True)).clamp_min_(0)
-    raise ValueError(f"metric '{metric}' is unknown: take 'cosine' or 'euclidean'")
+# %% ../nbs/course/02_metrics.ipynb #cell0040
+def _ordered_by(q, g, metric, out=None):
+    "(g,q), in the memory `out`: minus the cosine (rows of `q` have length 1) or the squared distance"
+    need(metric in ('cosine','euclidean'), f"metric '{metric}' is unknown: take 'cosine' or 'euclidean'")
+    product = torch.mm(g, q.T, out=out)
+    if metric=='cosine': return product.div_(-g.norm(dim=1, keepdim=True).clamp_min(1e-12))
+    product.mul_(-2).add_(q.square().sum(1)).add_(g.square().sum(1, keepdim=True))
+    return product.clamp_min_(0)
 
-# %% ../nbs/course/02_metrics.ipynb #2838023a
+# %% ../nbs/course/02_metrics.ipynb #cell0045
 TILE = 1024  # gallery pictures multiplied at a time
 
-def _rows(
-    x, # (n,C) features: tensor, array, or an array in a file
-    i:int, # first row
-    n:int, # number of rows
-    fill:int=16, # zero rows are added up to a multiple
-    device=None, # where to
-)->torch.Tensor: # float32, on `device`
-    "Rows `i` to `i+n` of `x`, converted and filled up"
+def _rows(x, i, n, fill=16, device=None):
+    "Rows `i` to `i+n` of the features `x` in float32 on `device`, zero rows added up to a multiple of `fill`"
     x = x[i:i+n]
-    x = x.detach().as_subclass(torch.Tensor) if isinstance(x, torch.Tensor) else torch.from_numpy(np.require(x, dtype='float32', requirements='CW'))
+    if isinstance(x, torch.Tensor): x = x.detach().as_subclass(torch.Tensor)
+    else: x = torch.from_numpy(np.require(x, dtype='float32', requirements='CW'))
     x = x.to(device=device, dtype=torch.float32)
     return F.pad(x, (0,0,0,-len(x)%fill)) if len(x)%fill else x
 
-# %% ../nbs/course/02_metrics.ipynb #d82c8d16
-def _features(
-    q, # (q,C) tensor or array
-    g, # (g,C)
-)->tuple: # q, g, and the device to work on
-    "`q` and `g` as tensors or arrays; raises `ValueError` if their widths differ or a value is not finite"
-    q,g = (o if isinstance(o, torch.Tensor) else np.asanyarray(o) for o in (q,g))
-    if q.ndim!=2 or g.ndim!=2 or q.shape[1]!=g.shape[1]: raise ValueError(f'features of shape {tuple(q.shape)} and {tuple(g.shape)} cannot be compared')
-    for name,o in (('query',q), ('gallery',g)):
-        bad = [t for i in range(0, len(o), TILE) if not (t := _rows(o, i, TILE, 1)).norm(dim=1).sum().isfinite()]
-        if bad: raise ValueError(f'{sum(int((~t.square().isfinite()).sum()) for t in bad)} of {o.shape[0]*o.shape[1]} values of the {name} features are not finite or too large to square')
-    return q, g, next((o.device for o in (q,g) if isinstance(o, torch.Tensor) and o.device.type!='cpu'), torch.device('cpu'))
+# %% ../nbs/course/02_metrics.ipynb #cell0047
+def _finite(x, name):
+    "Refuse features with a value that is not finite, or too large to square"
+    bad = 0
+    for i in range(0, len(x), TILE):
+        rows = _rows(x, i, TILE, 1)
+        if not rows.norm(dim=1).sum().isfinite(): bad += int((~rows.square().isfinite()).sum())
+    size = x.shape[0]*x.shape[1]
+    need(not bad, f'{bad} of {size} values of the {name} features are not finite or too large to square')
 
-def _block(
-    q, # (q,C) features of some queries
-    g, # (g,C) of the gallery
-    metric:str, # 'cosine' or 'euclidean'
-    out:torch.Tensor, # (q,g) where to put it
-)->torch.Tensor: # `out`
-    "What _ordered_by does, tile by tile, into `out`"
+def _features(q, g):
+    "`q` and `g` as tensors or arrays, and the device to work on; raises `InputError` if they cannot be compared"
+    q, g = (o if isinstance(o, torch.Tensor) else np.asanyarray(o) for o in (q,g))
+    fit = q.ndim==2 and g.ndim==2 and q.shape[1]==g.shape[1]
+    need(fit, f'features of shape {tuple(q.shape)} and {tuple(g.shape)} cannot be compared')
+    _finite(q, 'query')
+    _finite(g, 'gallery')
+    devices = [o.device for o in (q,g) if isinstance(o, torch.Tensor)]
+    return q, g, next((o for o in devices if o.type!='cpu'), torch.device('cpu'))
+
+def _block(q, g, metric, out):
+    "What `_ordered_by` gives for some queries `q` and the gallery `g`, tile by tile, into `out` (q,g)"
     f = _rows(q, 0, len(q), device=out.device)
     if metric=='cosine': f = F.normalize(f)
-    tile = out.new_empty(TILE, len(f))          # used again and again: small pieces of memory, freed and taken, would pile up
-    for j in range(0, len(g), TILE):
-        rows = _rows(g, j, TILE, device=out.device)
-        out[:,j:j+TILE] = _ordered_by(f, rows, metric, tile[:len(rows)])[:len(g)-j,:len(q)].T
+    tile = out.new_empty(TILE, len(f))     # used again and again: small pieces, freed and taken, would pile up
+    for i in range(0, len(g), TILE):
+        rows = _rows(g, i, TILE, device=out.device)
+        product = _ordered_by(f, rows, metric, tile[:len(rows)])
+        out[:,i:i+TILE] = product[:len(g)-i,:len(q)].T
     return out
 
-# %% ../nbs/course/02_metrics.ipynb #a684ecee
 def pairwise_distance(
     q, # (q,C) features; tensor or array
     g, # (g,C) features
     metric:str='cosine', # 'cosine': 1 - cos, in [0,2]; 'euclidean'
 )->torch.Tensor: # (q,g) float32
-    "The distance of each of `q` to each of `g`. Raises `ValueError` for shapes that don't fit and values that aren't finite"
-    q,g,device = _features(q, g)
+    "The distance of each of `q` to each of `g`; raises `InputError`: shapes do not fit, values are not finite"
+    q, g, device = _features(q, g)
     d = _block(q, g, metric, torch.empty(len(q), len(g), device=device))
     return d.add_(1) if metric=='cosine' else d.sqrt_()
 
-# %% ../nbs/course/02_metrics.ipynb #72b32a1f
-def _blocks(q, g, metric:str, memory:int):
-    "Distances of `q` and `g` in blocks of rows that take at most `memory` bytes, tile and counting included, but one row at least; each block overwrites the last"
-    q,g,device = _features(q, g)
-    n = max(1, int(memory)//(4*(max(1, len(g))+TILE) if device.type=='cpu' else 12*max(1, len(g))))  # a GPU copies rows to count
+# %% ../nbs/course/02_metrics.ipynb #cell0050
+def _blocks(q, g, metric, memory):
+    "Distances in blocks of rows that with their tile take `memory` bytes, one row at least; each overwrites the last"
+    q, g, device = _features(q, g)
+    n = max(1, int(memory)//(4*(max(1, len(g))+TILE)))
     out = torch.empty(min(n, len(q)), len(g), device=device)
     for i in range(0, len(q), n): yield _block(q[i:i+n], g, metric, out[:min(n, len(q)-i)])
 
 def evaluate_features(
     q, # (q,C) features of the queries; tensor or array, also one that lies in a file
     g, # (g,C) features of the gallery
-    q_pids,   # (q,) who is on each query
+    q_pids,   # (q,) who is on each query; numbers or names
     g_pids,   # (g,) who is on each gallery picture: -1 junk, 0 a distractor
     q_camids, # (q,) camera of each query
     g_camids, # (g,) camera of each gallery picture
     memory:int=32*2**20, # bytes that distances may take at a time
     metric:str='cosine', # 'cosine' or 'euclidean'
-    ties:str='worst',    # see `evaluate_ranking`
-    rerank:callable=None, # (q, g, memory=...) -> blocks of distances, e.g. `reciprocal_blocks`
+    rerank:Callable|None=None, # (q, g, memory=...) -> blocks of distances, e.g. `reciprocal_blocks`
 )->Ranking:
     "`evaluate_ranking` of the distances of `q` and `g`, as many queries at a time as `memory` holds, at least one"
-    pos, junk, *rest = _check((len(q),len(g)), (q_pids, g_pids, q_camids, g_camids), ties)
+    pos, junk, valid = _check((len(q),len(g)), q_pids, g_pids, q_camids, g_camids)
     ranks = []
-    for d in rerank(q, g, memory=memory) if rerank else _blocks(q, g, metric, memory):
+    for block in rerank(q, g, memory=memory) if rerank else _blocks(q, g, metric, memory):
         i = len(ranks)
-        ranks += _query_ranks(d, pos[i:i+len(d)], junk[i:i+len(d)], *rest)
+        ranks += _query_ranks(block, pos[i:i+len(block)], junk[i:i+len(block)], valid)
     return _ranking(ranks, len(g))
 
-# %% ../nbs/course/02_metrics.ipynb #ea5d2f1c
+# %% ../nbs/course/02_metrics.ipynb #cell0057
 def top_k(
     dist,     # (q,g) distances; tensor or array
-    q_pids,   # (q,) who is on each query
+    q_pids,   # (q,) who is on each query; numbers or names
     g_pids,   # (g,) who is on each gallery picture: -1 junk, 0 a distractor
     q_camids, # (q,) camera of each query
     g_camids, # (g,) camera of each gallery picture
     k:int=10, # how many
-    ties:str='worst', # equal distances: the wrong first, then the gallery's order; or that alone ('index')
 )->np.ndarray: # (q,k) gallery indices, nearest first; -1 where fewer than `k` are valid
     "The `k` nearest of each row of `dist` by the rules of `evaluate_ranking`: what a strip of pictures shows"
     dist = _numpy(dist)
-    pos, junk, valid, ties = _check(dist.shape, (q_pids, g_pids, q_camids, g_camids), ties)
-    valid, res = np.arange(dist.shape[1]) if valid is None else valid, np.full((len(dist),k), -1)
+    pos, junk, valid = _check(dist.shape, q_pids, g_pids, q_camids, g_camids)
+    if valid is None: valid = np.arange(dist.shape[1])
+    best = np.full((len(dist),k), -1)
     for i,row in enumerate(dist[:,valid]):
         right = np.isin(np.arange(len(row)), pos[i])
-        order = np.lexsort((right, row)) if ties=='worst' else np.argsort(row, kind='stable')
-        best  = order[~np.isin(order, junk[i])][:k]
-        res[i,:len(best)] = valid[best]
-    return res
+        order = np.lexsort((right, row))                              # at equal distances the wrong first
+        nearest = order[~np.isin(order, junk[i])][:k]
+        best[i,:len(nearest)] = valid[nearest]
+    return best

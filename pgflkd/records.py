@@ -26,7 +26,7 @@ def run_facts(
     device = torch.device(device)
     if device.type=='cuda': name = torch.cuda.get_device_name(device)
     else: name = f'{platform.machine()} CPU, {torch.get_num_threads()} threads'
-    return dict(commit=_commit() or f'pgflkd {pgflkd.__version__}', date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+    return dict(commit=_commit() or f'pgflkd {pgflkd.__version__}', date=f'{datetime.now(timezone.utc):%Y-%m-%d}',
                 device=name, python=platform.python_version(), torch=version('torch').split('+')[0])
 
 def _git(*args):
@@ -47,7 +47,7 @@ def add_rows(
     rows:pd.DataFrame,   # new rows
     on:list|None=None,   # columns that name a run: old rows equal in them give way
 )->pd.DataFrame:         # the whole table
-    "Append `rows` to the table `path`, replacing those that are the same run by `on`; safe under several processes, whole or not at all"
+    "Append `rows` to the table `path`, whole or not at all, in the place of old rows that are the same run by `on`"
     path = Path(path)
     with locked(path.parent):
         if path.exists():

@@ -1,9 +1,88 @@
-"The demo in a real browser: a picture is dropped, the car is dragged over it with the mouse, a slider is dragged; ranking, response and cosine must change each time."
+"The demo: what is dragged is what the network gets; and, where there is a browser, a real mouse."
+import base64
+import importlib.util
+import io
 import shutil
-import pytest
+from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from pgflkd.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+spec = importlib.util.spec_from_file_location('demo', ROOT/'examples/demo.py')
+demo = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(demo)
+GREY = Image.new('RGB', (64, 128), '#808080')
+
+
+def changed(**box): return (np.array(demo.put_obstacle(GREY, **box))!=128).any(2)
+
+
+def test_obstacle_lies_where_its_box_is():
+    at = changed(kind='wall', left=.25, top=.5, width=.5, height=.25)
+    assert at[66:94, 18:46].mean()>.95                                            # it is there
+    at[64:96, 16:48] = False
+    assert not at.any()                                                           # and nowhere else
+    assert not changed(kind='nothing').any() and not changed(left=2).any() and not changed(width=0).any()
+    assert changed(left=-1.5)[:, :32].any() and not changed(left=-1.5)[:, 48:].any()    # it sticks out on the left
+    with pytest.raises(InputError, match='cow: no known obstacle; take one of car'): demo.put_obstacle(GREY, 'cow')
+
+
+def test_what_you_drag_is_what_the_network_gets():
+    html = demo.stage(GREY, 'car', **demo.BOX)
+    assert 'left:-60.0%;top:55.0%;width:220.0%;height:45.0%;' in html
+    shown = [Image.open(io.BytesIO(base64.b64decode(o.split('"')[0]))) for o in html.split('base64,')[1:]]
+    assert [o.size for o in shown]==[(64, 128), (141, 58)]
+    assert np.array_equal(shown[1], demo.obstacle('car', (58, 141)))
+
+
+def made(folder):
+    "A student and a gallery of seven pictures with names of the rendered world"
+    from pgflkd.baseline import Baseline, reid_body
+    from pgflkd.deploy import export, load_student
+    from pgflkd.gallery import Gallery
+    torch.manual_seed(0)
+    net = Baseline(reid_body('resnet18', None, stride=16), 5)
+    with torch.no_grad(): net.train()(torch.randn(16, 3, 64, 32))
+    file = export(net.eval(), folder/'student.safetensors', size=(64, 32))
+    names = [folder/f'000{i}_c0_t00000_00000{i}.png' for i in range(7)]
+    for i, name in enumerate(names): Image.effect_noise((32, 64), 20*i+20).convert('RGB').save(name)
+    gallery = Gallery.create(folder/'g', file)
+    gallery.add(names, pd.DataFrame(dict(fn=map(str, names), pid=range(7), camid=0)))
+    return load_student(file), gallery, names
+
+
+def test_answer(tmp_path):
+    "A car changes feature and cosine, nothing does not; the page says whose pictures it shows"
+    student, gallery, names = made(tmp_path)
+    picture = Image.open(names[3])
+    free = demo.answer(gallery, student, picture, kind='nothing', **demo.BOX)
+    hidden = demo.answer(gallery, student, picture, kind='car', **demo.BOX)
+    assert free[3]>.9999>hidden[3] and free[1].size==picture.size and hidden[2].size==free[2].size
+    assert 'rendered' in demo.who_is_shown(gallery)
+    gallery.add(names[0])
+    assert 'rendered' in demo.who_is_shown(gallery)
+    gallery.add([picture])
+    assert '9 pictures that were given' in demo.who_is_shown(gallery)
+
+
+def test_page_is_made():
+    pytest.importorskip('gradio', reason='gradio is not installed: pip install gradio')
+    from pgflkd.gallery import Gallery
+    import tempfile
+    empty = Gallery.create(Path(tempfile.mkdtemp())/'g', dim=4)
+    assert demo.make_app(empty, None).analytics_enabled is False
+
+
+@pytest.mark.slow
 def test_demo_is_driven():
-    pytest.importorskip('gradio', reason='gradio is not installed: pip install -e ".[demo]"')
+    "In a real browser: drop a picture, drag the car and a slider; ranking, response and cosine change each time"
+    pytest.importorskip('gradio', reason='gradio is not installed: pip install gradio')
     pytest.importorskip('selenium', reason='selenium is not installed: pip install selenium')
     lost = [o for o in ('chromium', 'chromedriver') if shutil.which(o) is None]
     if lost: pytest.skip(f'{" and ".join(lost)} not found: apt-get install chromium chromium-driver')

@@ -4,13 +4,12 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastcore.test import test_close, test_eq, test_fail
-from pgflkd.estimate import KeypointRCNN, MoveNet, OnnxPose, ViTPose, estimate_poses, fit_into, pose_command
-from pgflkd.readers.poses import MARKET_14, read_market_mat
-from pgflkd.keypoints import KeypointStore, compare_joints
+from pgflkd.commands.pose import pose_command
+from pgflkd.estimate import KeypointRCNN, ViTPose, estimate_poses
+from pgflkd.keypoints import KeypointStore
 from pgflkd.errors import InputError
 
 test_close.__test__ = test_eq.__test__ = test_fail.__test__ = False     # pytest takes them for tests
-MOVENET = Path(__file__).resolve().parents[2]/'shared/data/movenet_single_pose_lightning_ptq.tflite'
 
 def dot(x, y, size=(128,64)):
     "A black picture with a soft white dot at x, y"
@@ -23,7 +22,7 @@ PLACES = [(32,64,(128,64)), (10.5,100,(128,64)), (50,12,(128,64)), (70,40,(60,14
 
 @pytest.fixture(scope='module')
 def vitpose(tmp_path_factory):
-    hf = pytest.importorskip('transformers', reason='needs the extra pose-hf')
+    hf = pytest.importorskip('transformers', reason='needs transformers')
     torch.manual_seed(0); d = tmp_path_factory.mktemp('vitpose')
     body = hf.VitPoseBackboneConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=[256,192], patch_size=[16,16])
     hf.VitPoseForPoseEstimation(hf.VitPoseConfig(backbone_config=body, num_labels=17, use_simple_decoder=True)).save_pretrained(d)
@@ -48,43 +47,8 @@ def test_vitpose_coordinates(vitpose):
         got = est([dot(x, y, size)])[0]; test_close(got[:,:2], np.tile([x,y], (17,1)), eps=max(size)/64)   # two cells of the map
 
 def test_vitpose_refuses(tmp_path):
-    pytest.importorskip('transformers', reason='needs the extra pose-hf')
+    pytest.importorskip('transformers', reason='needs transformers')
     test_fail(lambda: ViTPose(str(tmp_path), device='cpu'), contains='cannot be loaded by transformers', exc=InputError)
-
-# --- ONNX -----------------------------------------------------------------------------------------------------------------------
-
-def onnx_file(path, head, batch='n', size=(256,192)):
-    "A network whose joints are all where the picture is bright: `head` heatmaps, simcc or wrong"
-    onnx = pytest.importorskip('onnx', reason='needs onnx to make a checkpoint'); h, t, nh = onnx.helper, onnx.TensorProto.FLOAT, onnx.numpy_helper
-    pytest.importorskip('onnxruntime', reason='needs the extra pose-onnx')
-    w = nh.from_array(np.full((17,3,1,1), .3, np.float32), 'w'); H, W = size; inits = [w]
-    nodes = [h.make_node('Conv', ['x','w'], ['c'])]
-    if head=='heatmaps':
-        nodes += [h.make_node('AveragePool', ['c'], ['y'], kernel_shape=[4,4], strides=[4,4])]; outs = [('y', [batch,17,H//4,W//4])]
-    elif head=='simcc':
-        inits += [nh.from_array(np.array([1,1,2], np.float32), 'scale')]
-        for o,axis in (('simcc_y',3), ('simcc_x',2)):                    # y first: the order must not matter
-            inits += [nh.from_array(np.array([axis], np.int64), f'axis{axis}')]
-            nodes += [h.make_node('ReduceMax', ['c',f'axis{axis}'], [f'm{axis}'], keepdims=0), h.make_node('Resize', [f'm{axis}','','scale'], [o], mode='nearest')]
-        outs = [('simcc_y', [batch,17,2*H]), ('simcc_x', [batch,17,2*W])]
-    else: nodes, inits, outs = [h.make_node('Flatten', ['x'], ['y'])], [], [('y', [batch,3*H*W])]
-    g = h.make_graph(nodes, 'g', [h.make_tensor_value_info('x', t, [batch,3,H,W])], [h.make_tensor_value_info(n, t, s) for n,s in outs], inits)
-    onnx.save(h.make_model(g, opset_imports=[h.make_opsetid('', 18)], ir_version=9), path); return path
-
-@pytest.mark.parametrize('head', ['heatmaps','simcc'])
-@pytest.mark.parametrize('batch', ['n', 1, 4])
-def test_onnx(tmp_path, head, batch):
-    est = OnnxPose(onnx_file(tmp_path/'a.onnx', head, batch), origin=.5)   # averages of 4 x 4 pixels: cells have middles
-    got = est([dot(*o) for o in PLACES])
-    test_eq(got.shape, (5,17,3))
-    for g,(x,y,size) in zip(got, PLACES): test_close(g[:,:2], np.tile([x,y], (17,1)), eps=max(size)/64); assert (g[:,2]>.1).all()
-
-def test_onnx_refuses(tmp_path):
-    (tmp_path/'bad.onnx').write_text('hello')
-    est = OnnxPose(onnx_file(tmp_path/'a.onnx', 'wrong'))
-    test_fail(lambda: est([dot(*PLACES[0])]), contains='known are heatmaps', exc=InputError)
-    test_fail(lambda: OnnxPose(tmp_path/'bad.onnx'), contains='onnxruntime cannot read it', exc=InputError)
-    test_fail(lambda: OnnxPose(tmp_path/'none.onnx'), contains='no such file', exc=InputError)
 
 # --- torchvision ----------------------------------------------------------------------------------------------------------------
 
@@ -105,34 +69,11 @@ def test_rcnn_takes_the_person_in_the_middle(tmp_path):
     est.net = lambda ims: [dict(keypoints=torch.stack([box(50,63), box(20,44)]), keypoints_scores=torch.full((2,17), 5.), scores=torch.tensor([.99,.6]))]*len(ims)
     test_close(est([dot(*PLACES[0])])[0,0,:2], [20,10], eps=1e-4)
 
-# --- LiteRT ---------------------------------------------------------------------------------------------------------------------
-
-def test_movenet_on_rendered_people(tmp_path):
-    pytest.importorskip('ai_edge_litert', reason='needs the extra pose-litert')
-    if not MOVENET.exists(): pytest.skip(f"MoveNet's weights are not at {MOVENET}")
-    from pgflkd.synthetic import render_world, world_joints
-    df = render_world('tiny', out=tmp_path/'w', seed=0, progress=False); rows = np.flatnonzero((df.role=='gallery') & ~df.occluded)[:40]
-    est, truth = MoveNet(MOVENET), world_joints(df)[rows]
-    got = est([Image.open(o).convert('RGB') for o in df.fn.iloc[rows]]); test_eq(got.shape, (len(rows),17,3))
-    seen = truth*[1,1,0] + (truth[...,2:]>.3)*[0,0,1.]
-    mean = np.tile((seen[...,:2]*seen[...,2:]).sum(0)/seen[...,2:].sum(0), (len(rows),1,1))
-    share = lambda j: compare_joints(j, seen).within.iloc[0]
-    print('MoveNet', share(got), 'mean pose', share(np.concatenate([mean, mean[...,:1]*0+1], -1)))
-    assert share(got) > .5                                               # drawn people are not what it learned from
-
-def test_movenet_refuses(tmp_path):
-    pytest.importorskip('ai_edge_litert', reason='needs the extra pose-litert')
-    (tmp_path/'a.tflite').write_text('hello'); test_fail(lambda: MoveNet(tmp_path/'a.tflite'), contains='cannot read it', exc=InputError)
-    test_fail(lambda: MoveNet(tmp_path/'none.tflite'), contains='no such file', exc=InputError)
-
-@pytest.mark.parametrize('package,make', [('ai_edge_litert', lambda p: MoveNet(p)), ('onnxruntime', lambda p: OnnxPose(p)), ('transformers', lambda p: ViTPose(str(p)))])
-def test_missing_package_names_its_extra(tmp_path, monkeypatch, package, make):
-    (tmp_path/'net').write_text('x'); real = __import__
-    def absent(name, *a, **k):
-        if name.split('.')[0] in (package, 'tflite_runtime'): raise ImportError(name)
-        return real(name, *a, **k)
-    monkeypatch.setattr('builtins.__import__', absent)
-    test_fail(lambda: make(tmp_path/'net'), contains='pip install "pgflkd[pose-', exc=InputError)
+def test_missing_package_names_it(tmp_path, monkeypatch):
+    from pgflkd import errors
+    def absent(name): raise ImportError(name)
+    monkeypatch.setattr(errors.importlib, 'import_module', absent)
+    test_fail(lambda: ViTPose(str(tmp_path)), contains='transformers is not installed; run: pip install transformers', exc=InputError)
 
 # --- the run --------------------------------------------------------------------------------------------------------------------
 
@@ -179,40 +120,44 @@ def test_same_file_name_in_two_folders_keeps_the_folder(folder, tmp_path):
     (folder/'s1/grey.png').write_bytes((folder/'s0/grey.png').read_bytes())
     assert {'s0/grey.png','s1/grey.png'} <= set(estimate_poses(folder, Counting(), tmp_path/'k.npz', progress=False)[0].names)
 
-def pgflkd_pose(*args, cwd):
-    (cwd/'pgflkd_pose.py').write_text('from pgflkd.estimate import pose_command\npose_command()\n')        # what the installed script does
-    return subprocess.run([sys.executable, 'pgflkd_pose.py', *map(str, args)], capture_output=True, text=True, cwd=cwd)
+# --- the command ----------------------------------------------------------------------------------------------------------------
 
-def test_command(folder, tmp_path):
-    net = onnx_file(tmp_path/'a.onnx', 'heatmaps')
-    r = pgflkd_pose(folder, '--estimator', 'onnx', '--weights', net, '--out', 'k.npz', cwd=tmp_path)
-    test_eq(r.returncode, 0); assert 'k.npz: KeypointStore of 25 pictures' in r.stdout and '2 pictures could not be read' in r.stdout and 'zero.jpg' in r.stdout, r.stdout+r.stderr
+@pytest.fixture(scope='module')
+def rcnn(tmp_path_factory):
+    "Weights of a small random detector"
+    from torchvision.models.detection import KeypointRCNN as Net
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp('rcnn')/'r.pth'
+    torch.save(Net(resnet_fpn_backbone(backbone_name='resnet50', weights=None), num_classes=2).state_dict(), file)
+    return file
+
+def test_command(folder, rcnn, tmp_path):
+    (tmp_path/'run.py').write_text('from pgflkd.commands.pose import pose_command\npose_command()\n')        # what the installed script does
+    args = [folder, '--estimator', 'rcnn', '--weights', rcnn, '--out', 'k.npz']
+    r = subprocess.run([sys.executable, 'run.py', *map(str, args)], capture_output=True, text=True, cwd=tmp_path)
+    said = r.stdout+r.stderr
+    test_eq(r.returncode, 0)
+    assert 'k.npz: KeypointStore of 25 pictures' in said and '2 pictures could not be read' in said and 'zero.jpg' in said, said
     test_eq(len(KeypointStore.load(tmp_path/'k.npz')), 25)
 
+def test_help_loads_no_torch():
+    "`pgflkd_pose --help` starts at once"
+    code = "import sys, pgflkd.commands.pose; print([o for o in ('torch','fastai','pandas') if o in sys.modules])"
+    test_eq(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip(), '[]')
+
 def test_command_refuses(folder, tmp_path, capsys):
-    net = onnx_file(tmp_path/'a.onnx', 'heatmaps'); (tmp_path/'k.npz').touch()
-    for kw,why in ((dict(folder=folder, out=tmp_path/'k.npz', estimator='onnx', weights=net), 'k.npz exists'), (dict(folder=folder, estimator='magic'), 'unknown estimator magic'), (dict(folder=folder, estimator='movenet'), '--weights'),
-                   (dict(folder=tmp_path/'x', estimator='onnx', weights=net), 'no such folder'), (dict(folder=folder, convert=tmp_path/'x.csv', out=tmp_path/'n.npz'), 'no such file')):
-        with pytest.raises(SystemExit) as e: pose_command(**{k: v if k=='estimator' else str(v) for k,v in kw.items()})
-        err = capsys.readouterr().err; test_eq((e.value.code, len(err.strip().splitlines())), (2,1)); assert err.startswith('pgflkd_pose: ') and why in err, err
+    (tmp_path/'k.npz').touch()
+    wrong = {'k.npz: exists': dict(convert=tmp_path/'m.csv', out=tmp_path/'k.npz'), 'unknown estimator magic': dict(estimator='magic'),
+             'no such folder': dict(folder=tmp_path/'x'), 'no such file': dict(convert=tmp_path/'x.csv', out=tmp_path/'n.npz')}
+    for why,options in wrong.items():
+        with pytest.raises(SystemExit) as e: pose_command(**{k: str(v) for k,v in {'folder': folder, **options}.items()})
+        err = capsys.readouterr().err
+        test_eq((e.value.code, len(err.strip().splitlines())), (2,1))
+        assert err.startswith('pgflkd_pose: ') and why in err, err
 
 def test_command_converts(folder, tmp_path, capsys):
     (tmp_path/'m.csv').write_text('name:keypoints_y:keypoints_x\n' + f'grey.png: {[20]*18}: {[10]*18}\n')
-    pose_command(str(folder), convert=str(tmp_path/'m.csv'), out=str(tmp_path/'c.npz')); assert 'from market csv' in capsys.readouterr().out
+    pose_command(str(folder), convert=str(tmp_path/'m.csv'), out=str(tmp_path/'c.npz'))
+    assert 'from market csv' in capsys.readouterr().out
     test_eq(KeypointStore.load(tmp_path/'c.npz').joints[0,0], [10.5,20.5,1])
-
-def test_market_mat_of_matlab_73(tmp_path):
-    h5py = pytest.importorskip('h5py', reason='needs the extra mat')
-    rng = np.random.default_rng(0); pp = np.concatenate([rng.integers(1,65,(14,5)), rng.integers(1,129,(14,5))]).astype(float); (tmp_path/'p').mkdir()
-    for i in range(5): Image.new('RGB', (64,128)).save(tmp_path/f'p/{i}.jpg')
-    with h5py.File(tmp_path/'a.mat', 'w', userblock_size=512) as f: f['pp'] = pp.T
-    with open(tmp_path/'a.mat', 'r+b') as f: f.write(b'MATLAB 7.3 MAT-file, Platform: GLNXA64'.ljust(124) + bytes([0,2]) + b'IM')
-    o = read_market_mat(tmp_path/'a.mat', tmp_path/'p'); k = MARKET_14.index('left_wrist')
-    test_close(o.joints[:,9,0], pp[k]-.5, eps=1e-4); test_close(o.joints[:,9,1], pp[14+k]-.5, eps=1e-4)
-
-def test_fit_into_can_be_undone():
-    for W,H in ((64,128), (200,50), (3,7)):
-        for pad in (1., 1.25):
-            canvas, scale, at = fit_into(Image.new('RGB', (W,H), 'white'), (256,192), pad); test_eq(canvas.size, (192,256))
-            ys, xs = np.nonzero(np.asarray(canvas)[...,0]>250)
-            test_close([xs.min(), xs.max()+1], np.array([0,W])*scale[0]+at[0], eps=1.01); test_close([ys.min(), ys.max()+1], np.array([0,H])*scale[1]+at[1], eps=1.01)

@@ -1,35 +1,40 @@
-"Run every notebook top to bottom in a fresh kernel, skipping what nbdev skips. `SAVE=1` keeps the outputs for the docs."
+"Run every notebook top to bottom in a fresh kernel, skipping marked cells. `tools/outputs.py` keeps the outputs."
 import os
-import nbformat, pytest
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
 from nbclient import NotebookClient
-from nbdev.config import get_config
-from nbdev.doclinks import nbglob
-from nbdev.process import NBProcessor
+
+root = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(root/'tools'))
+import outputs
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')   # two notebooks at a time, a core each
-os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')   # fastai on torch 2.15
-cfg = get_config()
-nbs = sorted(nbglob(as_path=True))
-skip_flags = set(cfg.tst_flags.split())
+os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning:torch.jit._script')  # fastai on torch 2.15
+NOTEBOOKS = outputs.notebooks()
 
-def skipped(fn):
-    "Indices of the cells that `nbdev_test` does not run"
-    for i,c in enumerate(NBProcessor(fn, rm_directives=False).nb.cells):
-        d = getattr(c, 'directives_', None) or {}
-        if d.get('eval:', [''])[0].lower()=='false' or skip_flags & d.keys(): yield i
+def skipped(cell):
+    "Whether `cell` is not run: `#| eval: false`, or a mark that says slow or cuda"
+    return cell.cell_type=='code' and re.search(r'^#\|\s*(eval:\s*false|slow|cuda|notest)', cell.source, re.M)
 
-@pytest.mark.parametrize('fn', nbs, ids=[p.relative_to(cfg.nbs_path).as_posix() for p in nbs])
-def test_runs(fn):
-    nb, skip = nbformat.read(fn, 4), set(skipped(fn))
-    saved = [bool(c.get('outputs')) for c in nb.cells]
-    for i in skip: nb.cells[i].metadata.tags = [*nb.cells[i].metadata.get('tags', []), 'skip-execution']
-    NotebookClient(nb, timeout=900, kernel_name='python3', resources={'metadata': {'path': str(fn.parent)}}).execute()
-    if os.environ.get('SAVE'):
-        for i in skip: nb.cells[i].metadata.tags.remove('skip-execution')
-        nbformat.write(nb, fn)
-        return
-    stale = [c.source[:60] for i,c in enumerate(nb.cells) if i not in skip and bool(c.get('outputs'))!=saved[i]]
-    assert not stale, f'saved outputs are missing or left over, run and save the notebook again: {stale}'
+def execute(path):
+    "The notebook `path`, run top to bottom"
+    nb = nbformat.read(path, 4)
+    for cell in nb.cells:
+        if skipped(cell): cell.metadata.tags = [*cell.metadata.get('tags', []), 'skip-execution']
+    resources = {'metadata': {'path': str(path.parent)}}
+    NotebookClient(nb, timeout=900, kernel_name='python3', resources=resources).execute()
+    for cell in nb.cells:
+        if skipped(cell): cell.metadata.tags.remove('skip-execution')
+    return nb
 
-@pytest.mark.parametrize('fn', nbs, ids=[p.name for p in nbs])
-def test_small(fn): assert fn.stat().st_size <= 300_000, f'{fn.name} has {fn.stat().st_size//1000} kB, 300 are allowed: fewer or smaller figures'
+@pytest.mark.parametrize('name', NOTEBOOKS)
+def test_runs(name):
+    saved = nbformat.read(NOTEBOOKS[name], 4)
+    nb = execute(NOTEBOOKS[name])
+    pairs = list(zip(saved.cells, nb.cells))
+    stale = [new.source[:60] for old, new in pairs if bool(old.get('outputs'))!=bool(new.get('outputs'))]
+    assert not stale, f'saved outputs are missing or left over, run python tools/outputs.py {name}: {stale}'

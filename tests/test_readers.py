@@ -8,8 +8,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import reid_fixtures as fx
 from pgflkd.errors import InputError
 from pgflkd.synthetic import World, render_world
-from pgflkd.datasets import BENCHMARKS, READERS, from_df, from_folders, occluded_duke_names, pictures, read_market, read_occluded_duke
-from pgflkd.data import check_table, open_picture
+from pgflkd.datasets import BENCHMARKS, READERS, from_df, from_folders, from_names, occluded_duke_names, read_market, read_occluded_duke
+from pgflkd.data import check_table
+from pgflkd.files import list_pictures, open_picture
 
 @pytest.fixture(scope='module')
 def pics(tmp_path_factory):
@@ -81,12 +82,12 @@ def test_odd_pictures(pics, tmp_path):
     im.save(odd/'moves.png', save_all=True, append_images=[im.rotate(180)]*2); im.save(odd/'moves.webp', save_all=True, append_images=[im.rotate(180)]*2, lossless=True)
     far = lambda a, b: np.abs(np.asarray(a.convert('L')).astype(float)-np.asarray(b.convert('L'))).mean()
     assert far(im, im.rotate(180)) > 16
-    for f in pictures(odd):
-        o = open_picture(dict(fn=f)); assert o.mode=='RGB'
+    for f in list_pictures(odd):
+        o = open_picture(f); assert o.mode=='RGB'
         if 'size' not in f: assert far(o, im) < 14, f    # a palette dithers; the first frame, not a turned one
     (tmp_path/'empty.jpg').touch(); (tmp_path/'cut.jpg').write_bytes(Path(pics[0]).read_bytes()[:600]); (tmp_path/'text.jpg').write_text('hello')
     for f in ('empty.jpg','cut.jpg','text.jpg'):
-        with pytest.raises(InputError, match=f'{f}: cannot be read as a picture'): open_picture(dict(fn=str(tmp_path/f)))
+        with pytest.raises(InputError, match=f'{f}: cannot be read as a picture'): open_picture(tmp_path/f)
 
 def test_links(pics, tmp_path):
     "A circle of links is walked once, a dead link is a picture that cannot be read"
@@ -110,6 +111,7 @@ def test_two_people_under_one_name(pics, tmp_path):
     with pytest.raises(InputError, match='the same name as'): read_market(tmp_path)
     with pytest.raises(InputError, match='a.jpg is person 1 and person 2'): from_df(pd.DataFrame(dict(fn=['a.jpg','a.jpg'], pid=[1,2], camid=0, role='gallery')))
 
+@pytest.mark.slow
 def test_million_rows(tmp_path):
     n = 1_000_000; lines = [f'{i}.jpg,{i//20+1},{i%6},{"train" if i<n//2 else "gallery"}' for i in range(n)]; good = lines[777_777]
     for bad,why in (('777777.jpg,7,x,gallery',"row 777779: camid is 'x'"), ('777777.jpg,,1,gallery',"row 777779: pid is ''")):
@@ -117,3 +119,27 @@ def test_million_rows(tmp_path):
         with pytest.raises(InputError, match=why): from_df(tmp_path/'m.csv')
         assert time.process_time()-start < 15           # generous: a shared machine
     lines[777_777] = good; (tmp_path/'m.csv').write_text('fn,pid,camid,role\n'+'\n'.join(lines)); assert len(from_df(tmp_path/'m.csv'))==n
+
+def test_text_for_people_and_cameras(pics, tmp_path):
+    "Names of people, doors and no roles: a table that can be trained on, the same from a CSV, from file names and from folders"
+    rows = [(f'{who}/door-{cam}_{k}.jpg', who, f'door-{cam}') for who in ('Zoe','ann','bob','Cem') for cam in 'ab' for k in range(3)]
+    for i,(fn,_,_) in enumerate(rows): fx._put(pics[i%len(pics)], tmp_path/'crops'/fn)
+    df = pd.DataFrame(rows, columns=['fn','pid','camid'])
+    df.to_csv(tmp_path/'crops/t.csv', index=False)
+    tables = [from_df(df, tmp_path/'crops', test=.5), from_df(tmp_path/'crops/t.csv', test=.5), from_names(tmp_path/'crops', '{person}/{camera}_*', test=.5),
+              from_folders(tmp_path/'crops', camera=lambda p: p.name.split('_')[0], test=.5)]
+    want = tables[0].set_index('fn').sort_index()[['pid','camid','role']]
+    assert want.role.value_counts().to_dict()==dict(train=12, gallery=8, query=4)
+    for o in tables:
+        check_table(o, 4, 2)
+        assert o.set_index('fn').sort_index()[['pid','camid','role']].equals(want)
+
+def test_people_counted_from_0(pics, tmp_path, capsys):
+    "Person 0 trained on or asked for is a person; in the gallery alone a distractor"
+    for p in (0,1,2,3):
+        for f in ('bounding_box_train',) if p<2 else ('query','bounding_box_test'):
+            for c in (1,2): fx._put(pics[0], tmp_path/'a'/f/f'{p:04d}_c{c}s1_00000{c}_{len(f)}.jpg')
+    df = read_market(tmp_path/'a')
+    assert len(df)==12 and sorted(set(df.pid))==[1,2,3,4] and 'counted from 0' in capsys.readouterr().out
+    fx.write('market1501', 'original', tmp_path/'b', pics)
+    assert (read_market(tmp_path/'b').pid==0).sum()==1 and not capsys.readouterr().out

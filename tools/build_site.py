@@ -1,13 +1,42 @@
-"""Build the site into `_docs/`, as `nbdev_docs` does (needs Quarto), with one mend: nbdev makes links of names in backticks even in the comments of a signature,
-where no link can be and its Markdown is shown instead. Importing this module is the mend; `tests/test_docs.py` does so, too."""
+"""Build the site into `_docs/`, as `nbdev-docs` does (needs Quarto), with two mends. Importing this module is the mend.
+
+1. nbdev 3 reads title and addresses from `pyproject.toml`; ours stand in `settings.ini`, the one source of every value.
+2. nbdev makes links of names in backticks even in the comments of a signature, where no link can be.
+"""
+from configparser import ConfigParser
+from pathlib import Path
+
+from nbdev.config import ConfigToml
 from nbdev.doclinks import NbdevLookup
 
-if not hasattr(NbdevLookup, 'link_any_line'):
-    NbdevLookup.link_any_line = NbdevLookup.link_line
-    NbdevLookup.link_line = lambda self, l: l if l.startswith(('    ', ')->', '):')) else self.link_any_line(l)   # a line of a signature is code
+ROOT = Path(__file__).resolve().parent.parent
+KEYS = ('lib_name', 'title', 'description', 'git_url', 'doc_host', 'doc_baseurl', 'user', 'repo')
+
+def settings():
+    "The values of settings.ini"
+    parser = ConfigParser(delimiters=['='])
+    parser.read(ROOT/'settings.ini', encoding='utf-8')
+    return parser['DEFAULT']
+
+def with_settings(init):
+    "`ConfigToml.__init__` that takes what pyproject.toml does not say from settings.ini"
+    def __init__(self, *args):
+        init(self, *args)
+        values = settings()
+        for key in KEYS: self[key] = values[key]
+    return __init__
+
+def outside_signatures(link_line):
+    "`NbdevLookup.link_line` that leaves the lines of a signature alone"
+    def plain(self, line): return line if line.startswith(('    ', ')->', '):')) else link_line(self, line)
+    return plain
+
+if not hasattr(ConfigToml, 'is_mended'):
+    ConfigToml.is_mended = True
+    ConfigToml.__init__ = with_settings(ConfigToml.__init__)
+    NbdevLookup.link_line = outside_signatures(NbdevLookup.link_line)
 
 if __name__=='__main__':
-    from pathlib import Path
     from nbdev.quarto import nbdev_docs
-    (Path(__file__).parent.parent/'README.md').touch()   # newer than index.ipynb, so that Quarto does not write it: tools/readme.py does
-    nbdev_docs.__wrapped__(n_workers=0)   # in this process: a spawned one would not know the mend
+    (ROOT/'README.md').touch()             # newer than index.ipynb, so that Quarto leaves it to tools/readme.py
+    nbdev_docs.__wrapped__(n_workers=0)    # in this process: a spawned one would not know the mends

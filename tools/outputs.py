@@ -1,68 +1,95 @@
-"""The outputs that are saved in the notebooks, and the code they were made from (`tools/outputs.json`: notebook -> hash of its code cells).
+"""The outputs that are saved in the notebooks, and the code they were made from.
 
-    python tools/outputs.py 20_losses ...            run each, keep its outputs, shrink its figures, note its code
-    python tools/outputs.py --record 20_losses ...   the same without running: right after another tool has run it
-    python tools/outputs.py --check                  which notebooks have code that is newer than their outputs?
+    python tools/outputs.py course/05_losses ...            run, keep outputs, shrink figures, note the code
+    python tools/outputs.py --record course/05_losses ...   the same without running: another tool has just run it
+    python tools/outputs.py --check                         which notebooks have code that is newer than their outputs?
 """
-import base64, hashlib, io, json, os, subprocess, sys
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import sys
 from pathlib import Path
 
-root = Path(__file__).resolve().parent.parent
-noted = root/'tools/outputs.json'
+ROOT = Path(__file__).resolve().parent.parent
+NOTED = ROOT/'tools/outputs.json'
 
-def code_hash(fn):
-    "Hash of the code cells of the notebook `fn`: prose may change, code may not"
-    cells = [''.join(c['source']) for c in json.loads(fn.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code']
-    return hashlib.sha256('\0'.join(cells).encode()).hexdigest()[:16]
+def notebooks():
+    "Name -> path, for example 'course/05_losses'"
+    paths = [p for p in sorted((ROOT/'nbs').rglob('*.ipynb')) if '.ipynb_checkpoints' not in p.parts]
+    return {p.relative_to(ROOT/'nbs').with_suffix('').as_posix(): p for p in paths}
 
-def notebooks(): return {p.stem: p for p in sorted((root/'nbs').glob('*.ipynb'))}
+def cells(path):
+    "The cells of the notebook `path`"
+    return json.loads(path.read_text(encoding='utf-8'))['cells']
+
+def code_hash(path):
+    "Hash of the code cells of the notebook `path`: prose may change, code may not"
+    code = [''.join(c['source']) for c in cells(path) if c['cell_type']=='code']
+    return hashlib.sha256('\0'.join(code).encode()).hexdigest()[:16]
 
 def stale():
     "What is wrong, a line a notebook"
-    was, now = json.loads(noted.read_text()), {k: code_hash(p) for k,p in notebooks().items()}
-    return ([f'{k}: its code changed after its outputs were made; run python tools/outputs.py {k}' for k in now if was.get(k)!=now[k]] +
-            [f'{k}: no such notebook; take it out of {noted.name}' for k in was if k not in now])
+    was = json.loads(NOTED.read_text())
+    now = {k: code_hash(p) for k, p in notebooks().items()}
+    changed = [k for k in now if was.get(k)!=now[k]]
+    old = [f'{k}: its code changed after its outputs were made; run python tools/outputs.py {k}' for k in changed]
+    return old + [f'{k}: no such notebook; take it out of {NOTED.name}' for k in was if k not in now]
 
 def fewest(im):
-    "The picture `im` with 32 or 64 colours if that changes its values by less than half a step of 255 on the average, else with 256"
+    "The picture `im` with 32 or 64 colours if its values change by less than half a step on the average, else with 256"
     from PIL import Image, ImageChops, ImageStat
     for n in (32, 64):
         few = im.quantize(n, dither=Image.Dither.NONE)
         if max(ImageStat.Stat(ImageChops.difference(im, few.convert('RGB'))).mean)<.5: return few
     return im.quantize(256, dither=Image.Dither.NONE)
 
-def shrink(fn):
-    "Save each PNG in the outputs of `fn` with few colours where that is smaller, and tables as HTML alone, which is what every page shows; bytes gained"
+def small_png(data):
+    "The PNG in the base64 text `data` with few colours, if that is smaller"
     from PIL import Image
-    old = fn.read_text(encoding='utf-8'); nb = json.loads(old)
+    im = Image.open(io.BytesIO(base64.b64decode(data)))
+    if im.mode=='P': return data
+    buffer = io.BytesIO()
+    fewest(im.convert('RGB')).save(buffer, 'PNG', optimize=True)
+    small = base64.b64encode(buffer.getvalue()).decode() + '\n'*data.endswith('\n')
+    return min(small, data, key=len)
+
+def shrink(path):
+    "Save PNGs in the outputs of `path` with few colours, and tables as HTML alone; bytes gained"
+    old = path.read_text(encoding='utf-8')
+    nb = json.loads(old)
     for data in [o['data'] for c in nb['cells'] for o in c.get('outputs', []) if 'data' in o]:
         if 'text/html' in data: data.pop('text/plain', None)
-        if 'image/png' not in data: continue
-        png = ''.join(data['image/png']); im, f = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
-        if im.mode=='P': continue
-        fewest(im.convert('RGB')).save(f, 'PNG', optimize=True)
-        small = base64.b64encode(f.getvalue()).decode() + '\n'*png.endswith('\n')
-        if len(small)<len(png): data['image/png'] = small
-    text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'      # as nbdev_clean writes it
-    if text!=old: fn.write_text(text, encoding='utf-8')
+        if 'image/png' in data: data['image/png'] = small_png(''.join(data['image/png']))
+    text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'      # as nbdev-clean writes it
+    if text!=old: path.write_text(text, encoding='utf-8')
     return len(old)-len(text)
+
+def run(name):
+    "Run the notebook `name` and keep its outputs"
+    import nbformat
+    sys.path.insert(0, str(ROOT/'tests'))
+    from test_notebooks import execute
+    path = notebooks()[name]
+    nbformat.write(execute(path), path)
+    subprocess.run(['nbdev-clean', '--fname', str(path)], cwd=ROOT, check=True)
 
 def record(names):
     "Shrink the figures of the notebooks `names` and note their code"
-    known = json.loads(noted.read_text()) if noted.exists() else {}
-    for n in names:
-        fn = notebooks()[n]
-        gained = shrink(fn)
-        known[n] = code_hash(fn)
-        print(f'{n}: {fn.stat().st_size//1000} kB' + f', {gained//1000} kB less'*(gained>0))
-    noted.write_text(json.dumps({k: known[k] for k in sorted(known) if k in notebooks()}, indent=1) + '\n')
+    known = json.loads(NOTED.read_text()) if NOTED.exists() else {}
+    for name in names:
+        path = notebooks()[name]
+        gained = shrink(path)
+        known[name] = code_hash(path)
+        print(f'{name}: {path.stat().st_size//1000} kB' + f', {gained//1000} kB less'*(gained>0))
+    NOTED.write_text(json.dumps({k: known[k] for k in sorted(known) if k in notebooks()}, indent=1) + '\n')
 
 if __name__=='__main__':
     args = sys.argv[1:]
     if args[:1]==['--check']: sys.exit('\n'.join(stale()) or None)
-    only_record, names = args[:1]==['--record'], [Path(o).stem for o in args if o!='--record']
-    if bad := [n for n in names if n not in notebooks()] or ['(none given)']*(not names): sys.exit(f'{bad[0]}: no such notebook in nbs/')
-    for n in [] if only_record else names:
-        subprocess.run([sys.executable, '-m', 'pytest', '-q', '-n0', f'tests/test_notebooks.py::test_runs[{n}.ipynb]'], cwd=root, env=dict(os.environ, SAVE='1'), check=True)
-        subprocess.run(['nbdev_clean', '--fname', str(notebooks()[n])], cwd=root, check=True)
+    names = [o.removeprefix('nbs/').removesuffix('.ipynb') for o in args if o!='--record']
+    unknown = [o for o in names if o not in notebooks()] if names else ['(none given)']
+    if unknown: sys.exit(f'{unknown[0]}: no such notebook in nbs/; for example course/05_losses')
+    for name in [] if args[0]=='--record' else names: run(name)
     record(names)

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['PRESETS', 'World', 'cameras', 'plan']
 
-# %% ../../nbs/world/06_plan.ipynb #eccbc87e
-import math, numpy as np, pandas as pd, torch
+# %% ../../nbs/world/06_plan.ipynb #cell0003
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
+import math
+import numpy as np, pandas as pd, torch
 from .camera import WIDE, Camera, _TALL, fit_cover, outline, sprite_aspect
-from ..errors import InputError
 from .scenery import OBSTACLES, View
+from ..errors import need
 
-# %% ../../nbs/world/06_plan.ipynb #1679091c
+# %% ../../nbs/world/06_plan.ipynb #cell0006
 @dataclass(frozen=True)
 class World:
     "The dials of a synthetic benchmark; each turns one thing and leaves the rest as it was"
@@ -25,14 +27,14 @@ class World:
     gallery_frames:int=2         # pictures in a gallery tracklet
     distractor_frames:int=5      # pictures of a distractor
     query_cams:int=2             # each query set has a picture of every test person from so many cameras
-    totals:tuple=()              # exact numbers of pictures (train, each query set, gallery) instead of the four dials before
+    totals:tuple=()              # exact numbers of pictures (train, each query set, gallery) instead
     occluded_train:float=.35     # share of training tracklets behind an obstacle
     occluded_gallery:float=.15   # share of gallery tracklets behind an obstacle
     cover_from:float=.30         # an obstacle hides at least this share of a mean body,
     cover_to:float=.62           # and at most this
     repeat:float=.6              # probability that it is the camera's own obstacle in its usual place
     partial:float=.5             # share of the partial query set that is cut
-    misdetected:float=.08        # share of training and gallery pictures whose box is off-centre, too large or cuts the person
+    misdetected:float=.08        # share of training and gallery pictures whose box is wrong
     wardrobe:int=6               # colours of cloth in town
     tilt:float=1.                # how differently cameras hang: 0 all at the height of the eyes
     cast:float=.10               # largest colour cast
@@ -43,137 +45,282 @@ class World:
     jpeg:tuple=(80,93)           # quality of the pictures, from and to
     night:int=1                  # so many of the cameras work at night
     size:tuple=(128,64)          # (H,W) of the pictures
+    def __post_init__(self):
+        "Refuse dials that make no world"
+        for name in ('occluded_train','occluded_gallery','repeat','partial','misdetected'):
+            share = getattr(self, name)
+            need(0 <= share <= 1, f'World: {name}={share} is not a share: choose 0 to 1')
+        need(0 < self.cover_from <= self.cover_to <= .85,
+             f'World: cover_from={self.cover_from}, cover_to={self.cover_to}: choose 0 < cover_from <= cover_to <= .85')
+        need(2 <= self.cams_per_person <= self.n_cams,
+             f'World: cams_per_person={self.cams_per_person}, n_cams={self.n_cams}: '
+             'choose 2 <= cams_per_person <= n_cams')
+        need(1 <= self.query_cams <= self.cams_per_person,
+             f'World: query_cams={self.query_cams}: choose 1 to cams_per_person={self.cams_per_person}')
+        need(min(self.n_train, self.n_test) >= 1 and self.n_distractors >= 0,
+             'World: people to train on and to search for are needed: n_train, n_test >= 1')
+        need(0 <= self.night <= self.n_cams, f'World: night={self.night}: choose 0 to n_cams={self.n_cams}')
+        need(len(self.totals) in (0,3),
+             f'World: totals={self.totals}: give three numbers (train, each query set, gallery) or ()')
+        need(min(self.size) >= 16, f'World: size={self.size}: choose (H,W) of at least 16')
 
+# %% ../../nbs/world/06_plan.ipynb #cell0008
+_OCCLUDED = World(n_train=702, n_test=519, n_distractors=591, n_cams=8, query_cams=4, totals=(15618,2210,17661),
+                  size=(256,128))
 PRESETS = dict(
     tiny=World(n_train=12, n_test=8, n_distractors=6, n_cams=4, cams_per_person=3, frames=5, distractor_frames=4),
     small=World(),
-    occluded=World(n_train=702, n_test=519, n_distractors=591, n_cams=8, cams_per_person=4, query_cams=4, totals=(15618,2210,17661), size=(256,128)))
-PRESETS['occluded_tall'] = replace(PRESETS['occluded'], size=(384,128))
+    occluded=_OCCLUDED,
+    occluded_tall=replace(_OCCLUDED, size=(384,128)))
 
-# %% ../../nbs/world/06_plan.ipynb #c9f0f895
-def _check(w):
-    "Raise `InputError` for dials that make no world"
-    def need(ok, what):
-        if not ok: raise InputError(f'World: {what}')
-    for n in ('occluded_train','occluded_gallery','repeat','partial','misdetected'): need(0 <= getattr(w,n) <= 1, f'{n}={getattr(w,n)} is not a share: choose 0 to 1')
-    need(0 < w.cover_from <= w.cover_to <= .85, f'cover_from={w.cover_from}, cover_to={w.cover_to}: choose 0 < cover_from <= cover_to <= .85')
-    need(2 <= w.cams_per_person <= w.n_cams, f'cams_per_person={w.cams_per_person}, n_cams={w.n_cams}: choose 2 <= cams_per_person <= n_cams')
-    need(1 <= w.query_cams <= w.cams_per_person, f'query_cams={w.query_cams}: choose 1 to cams_per_person={w.cams_per_person}')
-    need(min(w.n_train, w.n_test) >= 1 and w.n_distractors >= 0, 'people to train on and to search for are needed: n_train, n_test >= 1')
-    need(0 <= w.night <= w.n_cams, f'night={w.night}: choose 0 to n_cams={w.n_cams}')
-    need(len(w.totals) in (0,3), f'totals={w.totals}: give three numbers (train, each query set, gallery) or ()')
-    need(min(w.size) >= 16, f'size={w.size}: choose (H,W) of at least 16')
-
+# %% ../../nbs/world/06_plan.ipynb #cell0011
 def _walks(world, seed):
     "Who passes which camera and for what purpose: one row a walk, `n` pictures each"
-    rows, T, rng = [], world.n_train+world.n_test, np.random.default_rng([seed,3])
-    def add(who, pid, cam, role, n, occluded, query_set=''):
-        rows.append(dict(who=who, pid=pid, camid=int(cam), role=role, n=n, occluded=bool(occluded), query_set=query_set))
-    for p in range(T+world.n_distractors):
-        seen_by, u = rng.permutation(world.n_cams)[:world.cams_per_person], rng.random(world.cams_per_person)
-        for i,c in enumerate(seen_by):
-            if p < world.n_train: add(p, p+1, c, 'train', world.frames, u[i] < world.occluded_train); continue
-            n = world.gallery_frames if p < T else len(range(i, world.distractor_frames, len(seen_by)))
-            add(p, p+1 if p < T else 0, c, 'gallery', n, u[i] < world.occluded_gallery)
-            if p < T and i < world.query_cams:
-                for q in ('occluded','holistic'): add(p, p+1, c, 'query', 1, q=='occluded', q)
-    t = pd.DataFrame(rows)
-    if world.totals: _share_out(t, world.totals, rng)
-    return t[t.n>0].reset_index(drop=True)
+    rng, rows = np.random.default_rng([seed,3]), []
+    searched = world.n_train+world.n_test
+    for who in range(searched+world.n_distractors):
+        cams = rng.permutation(world.n_cams)[:world.cams_per_person]
+        luck = rng.random(world.cams_per_person)
+        if who < world.n_train: rows += _training(world, who, cams, luck)
+        else: rows += _testing(world, who, cams, luck, who < searched)
+    walks = pd.DataFrame(rows)
+    if world.totals: _share_out(walks, world.totals, rng)
+    return walks[walks.n>0].reset_index(drop=True)
 
-def _share_out(t, totals, rng):
-    "Set `t.n` so that the walks of each role have `totals` pictures, as evenly as possible"
-    groups = [t.role=='train', t.query_set=='occluded', t.query_set=='holistic', t.role=='gallery']
-    for g,total in zip(groups, (totals[0], totals[1], totals[1], totals[2])):
-        k = int(g.sum()); t.loc[g,'n'] = total//k + (rng.permutation(k) < total % k)
+def _walk(who, pid, camid, role, n, occluded, query_set=''):
+    return dict(who=who, pid=pid, camid=int(camid), role=role, n=n, occluded=bool(occluded), query_set=query_set)
 
-# %% ../../nbs/world/06_plan.ipynb #6512bd43
+def _training(world, who, cams, luck):
+    "Walks of a person to train on"
+    behind = luck < world.occluded_train
+    return [_walk(who, who+1, cam, 'train', world.frames, hidden) for cam,hidden in zip(cams, behind)]
+
+def _testing(world, who, cams, luck, searched):
+    "Walks of a person who is searched for, or of a distractor"
+    rows, pid = [], who+1 if searched else 0
+    behind = luck < world.occluded_gallery
+    for i,cam in enumerate(cams):
+        n = world.gallery_frames if searched else len(range(i, world.distractor_frames, len(cams)))
+        rows.append(_walk(who, pid, cam, 'gallery', n, behind[i]))
+        if not searched or i >= world.query_cams: continue
+        rows.append(_walk(who, pid, cam, 'query', 1, True, 'occluded'))
+        rows.append(_walk(who, pid, cam, 'query', 1, False, 'holistic'))
+    return rows
+
+def _share_out(walks, totals, rng):
+    "Set `walks.n` so that the walks of each role have `totals` pictures, as evenly as possible"
+    train, query, gallery = totals
+    roles = walks.query_set.where(walks.query_set!='', walks.role)
+    for role,total in dict(train=train, occluded=query, holistic=query, gallery=gallery).items():
+        group = roles==role
+        k = int(group.sum())
+        walks.loc[group,'n'] = total//k + (rng.permutation(k) < total%k)
+
+# %% ../../nbs/world/06_plan.ipynb #cell0014
 _LOOKS = 12          # looks of each kind that are not any camera's own
 
 class _Things:
     "Every obstacle of the world: the cameras' own, three each, then `_LOOKS` of each kind"
     def __init__(self, cams, seed):
-        own  = [(o['kind'], o['look'], o['aspect']) for c in cams for o in c.own]
-        pool = [(k, 1000*(seed%1000003)+97*i+j) for i,k in enumerate(OBSTACLES) for j in range(_LOOKS)]
-        self.all  = own + [(k, s, sprite_aspect(k, s)) for k,s in pool]; self.n_own = len(own)
-        self.kind = np.array([OBSTACLES.index(k) for k,_,_ in self.all]); self.aspect = np.array([a for *_,a in self.all])
-        self.tall = np.array([_TALL.get(k,0.) for k,*_ in self.all])
-    def outlines(self): return torch.stack([outline(k, s) for k,s,_ in self.all])
+        self.all = []
+        for cam in cams: self.all += [(o.kind, o.look, o.aspect) for o in cam.own]
+        self.n_own = len(self.all)
+        for i,kind in enumerate(OBSTACLES):
+            looks = [1000*(seed%1000003)+97*i+j for j in range(_LOOKS)]
+            self.all += [(kind, look, sprite_aspect(kind, look)) for look in looks]
+        self.kind = np.array([OBSTACLES.index(kind) for kind,_,_ in self.all])
+        self.aspect = np.array([aspect for _,_,aspect in self.all])
+        self.tall = np.array([_TALL.get(kind,0.) for kind,_,_ in self.all])
+    def outlines(self): return torch.stack([outline(kind, look) for kind,look,_ in self.all])
+    def is_tall(self, number): return (number>=0)&(self.tall[number]>0)
+    def of_kind(self, number, kind):
+        "Which of the obstacles `number` (-1: none) are of `kind`"
+        return (number>=0)&(self.kind[number]==OBSTACLES.index(kind))
 
 def _views(cams, camid):
     "Perspective of the cameras `camid`, all at once"
-    return View(*(np.array([getattr(c.view, n) for c in cams])[camid] for n in ('top','horizon','front')))
+    numbers = np.array([(c.view.top, c.view.horizon, c.view.front) for c in cams])
+    return View(*numbers[camid].T)
 
-def _free(t, cams, y, rng):
+def _free(walks, cams, y, rng):
     "Places `x` where nobody at row `y` is behind an own obstacle of the camera"
-    m, x = .62, rng.uniform(.7, WIDE-.7, (len(t),40)); bad = np.zeros(x.shape, bool)
-    for c in cams:
-        at = (t.camid==c.id).to_numpy()[:,None]
-        for o in c.own:
-            if o['kind']!='person': bad |= at & (np.abs(x-o['ox']) < o['aspect']*o['oh']/2*(.5 if o['kind']=='tree' else 1)+.20) & (y[:,None] < o['oy']+.02)
-    return x[np.arange(len(x)), bad.argmin(1)]
+    x = rng.uniform(.7, WIDE-.7, (len(walks),40))
+    hidden = np.zeros(x.shape, bool)
+    for cam in cams:
+        here = (walks.camid==cam.id).to_numpy()[:,None]
+        for own in cam.own:
+            if own.kind=='person': continue
+            wide = own.aspect*own.oh/2*(.5 if own.kind=='tree' else 1)
+            hidden |= here & (np.abs(x-own.ox) < wide+.20) & (y[:,None] < own.oy+.02)
+    first = hidden.argmin(1)
+    return x[np.arange(len(x)), first]
 
-# %% ../../nbs/world/06_plan.ipynb #aab32389
-def _stand(t, cams, things, world, seed):
-    "Give every walk of `t` a place, a gait and, if it is occluded, an obstacle"
-    rng, n = np.random.default_rng([seed,4]), len(t); u, g = rng.uniform, rng.normal; v = _views(cams, t.camid)
-    t['heading'], t['phase'], t['stride'] = rng.integers(8,size=n)*math.pi/4+g(0,.15,n), u(0,2*math.pi,n), rng.choice([.1,.7,.9,1.], n, p=[.15,.3,.35,.2])
-    for k in ('bend0','bend1'): t[k] = u(0,.25,n)+(rng.random(n)<.12)*1.3
-    t['light'], t['step'], y = u(.80,1.18,n), u(.03,.08,n), u(.98,1.28,n); x = _free(t, cams, y, rng)
-    usual, j, kind, look, side, cover, dy = u(size=n), rng.integers(3,size=n), rng.integers(len(OBSTACLES),size=n), rng.integers(_LOOKS,size=n), rng.choice([-1.,1.],n), u(world.cover_from,world.cover_to,n), u(.02,.06,n)
-    near, own = u(0,.03,n), t.occluded.to_numpy() & (usual < world.repeat); own_at = lambda k: np.array([[o[k] for o in c.own] for c in cams])[t.camid, j]
-    t['thing'] = np.where(own, t.camid*3+j, np.where(t.occluded, things.n_own+kind*_LOOKS+look, -1)); t['own'] = own
-    i = t.thing.to_numpy(); dx, h, least, most = np.zeros((4,n)); shape = things.outlines()
-    def fit(rows, cover):
-        k = i[rows]; start = side*np.where(things.kind[i]==OBSTACLES.index('car'), .2+6*near, near)
-        return [o.double().numpy() for o in fit_cover(*(torch.as_tensor(o, dtype=torch.float32) for o in (things.tall[k], shape[k], things.aspect[k], cover, start[rows], dy[rows])))]
-    new, tall = np.flatnonzero((i>=0)&~own), np.flatnonzero((i>=0)&(things.tall[i]>0)); dx[new], h[new] = fit(new, cover[new])
-    for o,c in ((least, world.cover_to+.06), (most, .6*world.cover_from)): o[tall] = np.abs(fit(tall, np.full(len(tall), c))[0])
-    t['y'] = np.where(own, own_at('y')+g(0,.008,n), y); H = v.height(t.y); t['x'] = np.where(own, own_at('x'), x)
-    t['ox'], t['oy'], t['oh'] = np.where(own, own_at('ox'), x+dx*H), np.where(own, own_at('oy'), y+dy*H), np.where(own, own_at('oh'), h*H)
-    t['least'], t['most'] = least, most                       # how near the middle a tree or a passer-by may come, and how far
-    t['other'], t['other_heading'], t['other_phase'] = np.where(own, own_at('look')%_LOOKS, look), rng.integers(8,size=n)*math.pi/4, u(0,2*math.pi,n)
-    t['other_step'] = u(.02,.10,n)*rng.choice([-1.,1.],n)
-    for k in ('tint0','tint1','tint2'): t[k] = np.where(own, 1., u(.82,1.15,n))
-    return t
+# %% ../../nbs/world/06_plan.ipynb #cell0017
+def _gait(walks, rng):
+    "How everybody walks, and in which light"
+    n = len(walks)
+    walks['heading'] = rng.integers(8, size=n)*math.pi/4 + rng.normal(0, .15, n)
+    walks['phase'] = rng.uniform(0, 2*math.pi, n)
+    walks['stride'] = rng.choice([.1,.7,.9,1.], n, p=[.15,.3,.35,.2])
+    walks['bend0'] = rng.uniform(0, .25, n) + (rng.random(n)<.12)*1.3
+    walks['bend1'] = rng.uniform(0, .25, n) + (rng.random(n)<.12)*1.3
+    walks['light'] = rng.uniform(.80, 1.18, n)
+    walks['step'] = rng.uniform(.03, .08, n)
 
-# %% ../../nbs/world/06_plan.ipynb #70efdf2e
-def _frames(t, cams, things, world, seed):
+def _wishes(n, world, rng):
+    "What would stand before each of `n` walks: all is drawn, even where a dial makes it useless"
+    return SimpleNamespace(
+        usual=rng.uniform(size=n),                                   # the camera's own, if below `repeat`;
+        own=rng.integers(3, size=n),                                 # which of the three;
+        kind=rng.integers(len(OBSTACLES), size=n),                   # otherwise this kind
+        look=rng.integers(_LOOKS, size=n),                           # with this look,
+        side=rng.choice([-1.,1.], n),                                # on this side,
+        cover=rng.uniform(world.cover_from, world.cover_to, n),      # hiding so much,
+        below=rng.uniform(.02, .06, n),                              # so far nearer to the camera,
+        near=rng.uniform(0, .03, n))                                 # so far from the middle
+
+def _fit(things, number, wish, rows, cover):
+    "Place and height with which the obstacles `number` of the walks `rows` hide `cover`"
+    number = number[rows]
+    car = things.of_kind(number, 'car')
+    start = wish.side[rows]*np.where(car, .2+6*wish.near[rows], wish.near[rows])
+    numbers = things.tall[number], things.aspect[number], cover, start, wish.below[rows]
+    numbers = [torch.as_tensor(o, dtype=torch.float32) for o in numbers]
+    dx, h = fit_cover(things.outlines()[number], *numbers)
+    return dx.double().numpy(), h.double().numpy()
+
+def _cover(walks, things, wish, world):
+    "Place and height of obstacles that are no camera's own; how near tall ones come, and how far away they stay"
+    number = walks.thing.to_numpy()
+    dx, h = np.zeros((2,len(walks)))
+    new = np.flatnonzero((number>=0)&~walks.own)
+    dx[new], h[new] = _fit(things, number, wish, new, wish.cover[new])
+    tall = np.flatnonzero(things.is_tall(number))
+    for name,cover in (('least',world.cover_to+.06), ('most',.6*world.cover_from)):
+        nearest, _ = _fit(things, number, wish, tall, np.full(len(tall), cover))
+        walks[name] = 0.
+        walks.loc[tall,name] = np.abs(nearest)
+    return dx, h
+
+def _stand(walks, cams, things, world, seed):
+    "Give every walk a place, a gait and, if it is occluded, an obstacle"
+    rng, n = np.random.default_rng([seed,4]), len(walks)
+    _gait(walks, rng)
+    y = rng.uniform(.98, 1.28, n)
+    x = _free(walks, cams, y, rng)
+    wish = _wishes(n, world, rng)
+    walks['own'] = walks.occluded & (wish.usual < world.repeat)
+    walks['thing'] = _which(walks, things, wish)
+    _place(walks, cams, things, world, wish, x, y, rng)
+    _passer_by(walks, rng)
+    return walks
+
+def _place(walks, cams, things, world, wish, x, y, rng):
+    "Where person and obstacle stand: as the camera's own obstacle has it, or at (`x`,`y`)"
+    dx, h = _cover(walks, things, wish, world)
+    own = [cams[cam].own[i] for cam,i in zip(walks.camid, wish.own)]
+    def usual(name): return np.array([getattr(o, name) for o in own])
+    walks['y'] = np.where(walks.own, usual('y')+rng.normal(0, .008, len(walks)), y)
+    body = _views(cams, walks.camid).height(walks.y)
+    for name,free in dict(x=x, ox=x+dx*body, oy=y+wish.below*body, oh=h*body).items():
+        walks[name] = np.where(walks.own, usual(name), free)
+    walks['other'] = np.where(walks.own, usual('look')%_LOOKS, wish.look)
+
+def _which(walks, things, wish):
+    "Number of the obstacle of each walk: its camera's own, any other, or -1"
+    other = things.n_own+wish.kind*_LOOKS+wish.look
+    return np.where(walks.own, walks.camid*3+wish.own, np.where(walks.occluded, other, -1))
+
+def _passer_by(walks, rng):
+    "The gait of whoever is the obstacle, and the paint of what is no camera's own"
+    n = len(walks)
+    walks['other_heading'] = rng.integers(8, size=n)*math.pi/4
+    walks['other_phase'] = rng.uniform(0, 2*math.pi, n)
+    walks['other_step'] = rng.uniform(.02, .10, n)*rng.choice([-1.,1.], n)
+    for tint in ('tint0','tint1','tint2'): walks[tint] = np.where(walks.own, 1., rng.uniform(.82, 1.15, n))
+
+# %% ../../nbs/world/06_plan.ipynb #cell0020
+def _frames(walks, cams, things, world, seed):
     "One row a picture: everybody moves a little, the box a little, and some boxes are wrong"
-    rng = np.random.default_rng([seed,5]); t['tracklet'] = range(len(t)); f = t.loc[t.index.repeat(t.n)].reset_index(drop=True); n = len(f)
-    f['frame'] = f.groupby('tracklet').cumcount(); mid = f.frame-(f.n-1)/2; J = rng.normal(0,1,(8,n)); v = _views(cams, f.camid); H = v.height(f.y)
-    walk, tall, i = f.step*(f.stride>.2)*mid, np.where(f.thing>=0, things.tall[f.thing], 0.), f.thing.to_numpy()
-    f['ox'] += np.where((i>=0)&(things.kind[i]==OBSTACLES.index('person')), f.other_step*mid*H, 0.)
-    dx = f.ox-f.x-(walk*np.sin(f.heading)+.006*J[0])*H; side = np.sign(f.ox-f.x)*H
-    f['x'] = np.where(tall>0, f.ox-side*np.clip(dx/side.replace(0,1), f.least, np.maximum(f.least, f.most)), f.ox-dx).clip(.5, WIDE-.5)
-    f['y'] = np.minimum((f.y+.2*walk*np.cos(f.heading)*H).clip(.9,1.34), np.where(i>=0, f.oy-.01*H, 9.))
-    f['heading'] += .08*J[1]; f['phase'] += .9*f.frame; f['other_phase'] += .8*f.frame; f['pitch'] = v.pitch(f.y); f['light'] *= _lamp(cams, f)
-    f['bx'], f['by'], f['bs'] = .25+.014*J[2], .958+.013*J[3], .90+.020*J[4]         # the box: foot of the person and height in it
-    wrong, how, a, b, c, s = rng.random(n) < world.misdetected, rng.integers(3,size=n), *rng.random((3,n)), rng.choice([-1.,1.],n)
-    f['misdetected'] = np.where(wrong & (f.role!='query'), how+1, 0); pick = lambda *o: np.select([f.misdetected==k+1 for k in range(3)], o[:3], o[3])
-    scale = pick(.95, .58+.17*a, 1.18+.3*a, 1.); f['bs'] = f.bs*scale
-    f['by'] = pick(f.by+.05*(b-.5), np.minimum(.97, f.bs+.18+.16*b), np.where(b<.7, .05+f.bs, f.by), f.by)
-    f['bx'] += pick(s*(.08+.09*c), s*.08*c, s*.05*c, 0.)
-    f['smear'] = world.motion*.05*f.stride*np.abs(np.sin(f.heading))*rng.random(n); f['number'] = range(n)
+    rng = np.random.default_rng([seed,5])
+    walks['tracklet'] = range(len(walks))
+    f = walks.loc[walks.index.repeat(walks.n)].reset_index(drop=True)
+    f['frame'] = f.groupby('tracklet').cumcount()
+    f['number'] = range(len(f))
+    jitter = rng.normal(0, 1, (8,len(f)))              # of place, heading and box; three rows are spare
+    _move(f, cams, things, jitter)
+    f['pitch'] = _views(cams, f.camid).pitch(f.y)
+    f['light'] *= _lamp(cams, f)
+    _box(f, jitter[2:5], world, rng)
+    f['heading'] += .08*jitter[1]
+    f['phase'] += .9*f.frame
+    f['other_phase'] += .8*f.frame
+    f['smear'] = world.motion*.05*f.stride*np.abs(np.sin(f.heading))*rng.random(len(f))
     return f
+
+def _move(f, cams, things, jitter):
+    "A step, and what it does to everything"
+    view, number = _views(cams, f.camid), f.thing.to_numpy()
+    body = view.height(f.y)
+    middle = f.frame-(f.n-1)/2
+    walked = f.step*(f.stride>.2)*middle
+    f['ox'] += np.where(things.of_kind(number, 'person'), f.other_step*middle*body, 0.)
+    dx = f.ox-f.x-(walked*np.sin(f.heading)+.006*jitter[0])*body
+    f['x'] = np.where(things.is_tall(number), f.ox-_apart(f, dx, body), f.ox-dx).clip(.5, WIDE-.5)
+    y = (f.y+.2*walked*np.cos(f.heading)*body).clip(.9,1.34)
+    f['y'] = np.minimum(y, np.where(number>=0, f.oy-.01*body, 9.))
+
+def _apart(f, dx, body):
+    "`dx`, but no nearer to the middle, and no farther from it, than trees and passers-by may be"
+    side = np.sign(f.ox-f.x)*body
+    return side*np.clip(dx/side.replace(0,1), f.least, np.maximum(f.least, f.most))
+
+def _box(f, jitter, world, rng):
+    "The box: foot of the person (`bx`,`by`) and height `bs` in it; some are wrong"
+    f['bx'] = .25+.014*jitter[0]
+    f['by'] = .958+.013*jitter[1]
+    f['bs'] = .90+.020*jitter[2]
+    wrong = rng.random(len(f)) < world.misdetected
+    how = rng.integers(3, size=len(f))+1
+    luck = SimpleNamespace(size=rng.random(len(f)), down=rng.random(len(f)), across=rng.random(len(f)))
+    side = rng.choice([-1.,1.], len(f))
+    f['misdetected'] = np.where(wrong & (f.role!='query'), how, 0)
+    _misdetect(f, luck, side)
+
+def _misdetect(f, luck, side):
+    "Boxes that are off-centre (1), too large (2) or cut the person (3)"
+    def pick(off, large, cut, good): return np.select([f.misdetected==k for k in (1,2,3)], [off,large,cut], good)
+    f['bs'] *= pick(.95, .58+.17*luck.size, 1.18+.3*luck.size, 1.)
+    off = f.by+.05*(luck.down-.5)
+    large = np.minimum(.97, f.bs+.18+.16*luck.down)
+    cut = np.where(luck.down<.7, .05+f.bs, f.by)
+    f['by'] = pick(off, large, cut, f.by)
+    f['bx'] += pick(side*(.08+.09*luck.across), side*.08*luck.across, side*.05*luck.across, 0.)
 
 def _lamp(cams, f):
     "Light at night: a street lamp somewhere"
-    return np.where(np.array([c.night for c in cams])[f.camid], .62+.5*np.exp(-((f.x-np.array([c.lamp for c in cams])[f.camid])/1.3)**2), 1.)
+    night = np.array([c.night for c in cams])[f.camid]
+    lamp = np.array([c.lamp for c in cams])[f.camid]
+    return np.where(night, .62+.5*np.exp(-((f.x-lamp)/1.3)**2), 1.)
 
-# %% ../../nbs/world/06_plan.ipynb #6f4922f4
+# %% ../../nbs/world/06_plan.ipynb #cell0021
 def cameras(world:World, seed:int=0)->list:
     "The cameras of `world`"
     return [Camera(i, world, seed) for i in range(world.n_cams)]
 
 def plan(
-    world:World,       # its dials
-    seed:int=0,        # number of the world
-    cams:list=None,    # its `cameras`, if you have them
-)->pd.DataFrame:       # one row a picture; lengths in picture heights
-    "Everything that will be in the pictures of `world`, before anything is drawn; `InputError` for dials that make no world"
-    _check(world); cams = cams or cameras(world, seed); things = _Things(cams, seed)
-    f = _frames(_stand(_walks(world, seed), cams, things, world, seed), cams, things, world, seed)
-    cut = f[f.query_set=='holistic'].assign(query_set='partial'); n = round(world.partial*len(cut)); order = np.random.default_rng([seed,6]).permutation(len(cut))
-    cut['cut'] = np.select([order < n//2, order < n], [1/2, 1/3], 1.)
-    return pd.concat([f.assign(cut=1.), cut], ignore_index=True)
+    world:World,          # its dials
+    seed:int=0,           # number of the world
+    cams:list|None=None,  # its `cameras`, if you have them
+)->pd.DataFrame:          # one row a picture; lengths in picture heights
+    "Everything that will be in the pictures of `world`, before anything is drawn"
+    cams = cams or cameras(world, seed)
+    things = _Things(cams, seed)
+    walks = _stand(_walks(world, seed), cams, things, world, seed)
+    f = _frames(walks, cams, things, world, seed)
+    f['cut'] = 1.
+    partial = f[f.query_set=='holistic'].assign(query_set='partial')
+    order = np.random.default_rng([seed,6]).permutation(len(partial))
+    n = round(world.partial*len(partial))
+    partial['cut'] = np.select([order < n//2, order < n], [1/2, 1/3], 1.)
+    return pd.concat([f, partial], ignore_index=True)
