@@ -194,27 +194,39 @@ def read_market(
     "Read Market-1501, or anything in its layout, below `root` (Zheng et al. 2015)"
     return read_benchmark(root, 'market1501')
 
-def read_duke(root:str|Path)->pd.DataFrame:
+def read_duke(
+    root:str|Path,  # folder that holds the set
+)->pd.DataFrame:  # the table
     "Read DukeMTMC-reID below `root` (Zheng et al. 2017, from Ristani et al. 2016); its authors withdrew the data"
     return read_benchmark(root, 'duke')
 
-def read_occluded_reid(root:str|Path)->pd.DataFrame:
+def read_occluded_reid(
+    root:str|Path,  # folder that holds the set
+)->pd.DataFrame:  # the table
     "Read Occluded-REID below `root`, flat or a folder a person; queries are camera 0, the gallery 1 (Zhuo et al. 2018)"
     return read_benchmark(root, 'occluded_reid')
 
-def read_partial_reid(root:str|Path)->pd.DataFrame:
+def read_partial_reid(
+    root:str|Path,  # folder that holds the set
+)->pd.DataFrame:  # the table
     "Read Partial-REID below `root`: both query sets where they are there, `occluded` and `partial` (Zheng et al. 2015)"
     return read_benchmark(root, 'partial_reid')
 
-def read_partial_ilids(root:str|Path)->pd.DataFrame:
+def read_partial_ilids(
+    root:str|Path,  # folder that holds the set
+)->pd.DataFrame:  # the table
     "Read Partial-iLIDS below `root`: DSR's 119 pairs, or FPR's with a shot in the name; `attrs['layout']` says which"
     return read_benchmark(root, 'partial_ilids')
 
-def read_msmt17(root:str|Path)->pd.DataFrame:
+def read_msmt17(
+    root:str|Path,  # folder that holds the set
+)->pd.DataFrame:  # the table
     "Read MSMT17 below `root` without list_val.txt; train people from 1, test people from 10001 (Wei et al. 2018)"
     return read_benchmark(root, 'msmt17')
 
-def read_p_duke(root:str|Path)->pd.DataFrame:
+def read_p_duke(
+    root:str|Path,  # folder that holds the set
+)->pd.DataFrame:  # the table
     "Read P-DukeMTMC-reID below `root`: occluded pictures are camera 0, whole ones 1 (Zhuo et al. 2018)"
     return read_benchmark(root, 'p_duke')
 

@@ -45,6 +45,7 @@ def foreground_attention(
 # %% ../nbs/course/08_foreground.ipynb #cell0041
 class Foreground(nn.Module):
     "FEB, a teacher: attend to what resembles the parts, add the global feature, classify (Eq. 1-3)"
+    needs_pose = True
     def __init__(self,
         n_in:int,               # channels C
         n_classes:int,          # identities N

@@ -177,7 +177,7 @@ class Gallery:
         self._model = load_embedder(model) if isinstance(model, (str, Path)) else model
         self._by    = search
         self._faiss = _Faiss()
-        if self.facts and model is not None: self.embedder      # refuses another network
+        if self.facts and model is not None: _ = self.embedder      # refuses another network
     @classmethod
     def open(cls, folder, model=None, search=None): return cls(folder, model, search)
     @classmethod

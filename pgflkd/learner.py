@@ -17,6 +17,7 @@ from fastai.callback.all import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from .errors import need
 from .baseline import Baseline, reid_body, reid_splitter
 from .foreground import Foreground
 from .semantics import Semantics
@@ -111,6 +112,9 @@ def _body(dls, arch, weights, recipe):
 def _learner(dls, model, built, terms, recipe, opt_func=ReIDAdam, lr=None, wd=None, metrics=None, cbs=None, **kwargs):
     "A `Learner` with the ReID callbacks; of `terms`, each takes the place of its like in `built`, or is added"
     named = {term.name: term for term in (*built, *terms)}
+    guided = any(hasattr(o, 'needs_pose') for o in (*getattr(model, 'teachers', ()), *named.values()))
+    need(not guided or getattr(dls, 'posed', 1), 'no training picture has a pose: give reid_dls the joints, '
+         'or train the baseline alone with baseline_learner')
     model = model.to(dls.device, memory_format=torch.channels_last)
     if wd is None: wd = recipe.wd
     if metrics is None: metrics = reid_metrics()
@@ -178,7 +182,7 @@ _ROWS = [(0,0,0,0,0),    # 1 Baseline
          (1,1,1,1,1)]    # 6 PGFL-KD
 ABLATION = {i: dict(zip(_SWITCHES, map(bool, row))) for i,row in enumerate(_ROWS, 1)}  # row of Table 6 -> switches
 
-# %% ../nbs/course/11_learner.ipynb #cell0037
+# %% ../nbs/course/11_learner.ipynb #cell0038
 @patch
 def evaluate(
     self:Learner,
@@ -196,7 +200,7 @@ def save_student(
     "Write the pose-free student to `path`, see `export`"
     return export(self, path, **kwargs)
 
-# %% ../nbs/course/11_learner.ipynb #cell0047
+# %% ../nbs/course/11_learner.ipynb #cell0048
 @delegates(pgflkd_learner, but=['sab','interact','mcl','feb','cl','teachers'])
 def san_learner(
     dls:DataLoaders,              # from `reid_dls(..., targets=[OpenTexture(size)])`

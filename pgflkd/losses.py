@@ -41,7 +41,7 @@ def batch_hard_triplet(
     if margin is None: return F.softplus(friend-stranger).mean()
     return F.relu(friend-stranger+margin).mean()
 
-# %% ../nbs/course/05_losses.ipynb #cell0033
+# %% ../nbs/course/05_losses.ipynb #cell0034
 def consistent_loss(
     f_g:torch.Tensor,     # (B,C) global feature, the student
     f_e:torch.Tensor,     # (B,C) foreground-enhanced feature, the teacher; detached here
@@ -56,7 +56,7 @@ def consistent_loss(
     square = (f_g-f_e).pow(2)
     return square.mean() if reduction=='mean' else square.sum(1).mean()
 
-# %% ../nbs/course/05_losses.ipynb #cell0044
+# %% ../nbs/course/05_losses.ipynb #cell0045
 def multi_part_contrastive_loss(
     f_g:torch.Tensor,             # (B,C) global feature, the student
     f_p:torch.Tensor,             # (B,C) part features side by side, the teacher; detached here
@@ -78,7 +78,7 @@ def multi_part_contrastive_loss(
     if seen is not None: each = each*seen
     return each.sum(1).mean()
 
-# %% ../nbs/course/05_losses.ipynb #cell0058
+# %% ../nbs/course/05_losses.ipynb #cell0059
 def _classes(pid):
     "The classes (B,) in `pid` (B,2); looked at on a CPU only, as a GPU would have to stop for it"
     need(pid.ndim==2 and pid.shape[1]==2, f'pid has shape {tuple(pid.shape)}, the loss needs (B,2): class, raw person')
@@ -138,7 +138,7 @@ class MultiPart:
         seen = out['hint'].seen if self.visible else None
         return multi_part_contrastive_loss(out['f_g'], out['f_p'], **self.how, seen=seen)
 
-# %% ../nbs/course/05_losses.ipynb #cell0060
+# %% ../nbs/course/05_losses.ipynb #cell0061
 class Terms(nn.Module):
     "A loss that is a weighted sum of terms (Eq. 10); the last batch's values stay, detached, in `terms`"
     def __init__(self,

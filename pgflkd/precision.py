@@ -36,7 +36,9 @@ class BF16(Callback):
     def _unhook(self):
         for hook in self._hooks: hook.remove()
         self._hooks = ()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
+    def after_pred(self):
+        if not isinstance(self.pred, dict): self.learn.pred = to_float(self.pred)
+        else: self.learn.pred = {k: v if k in ('fmap','hint') else to_float(v) for k,v in self.pred.items()}
 
 def precision_of(
     learn:Learner, # trained, or ready to be

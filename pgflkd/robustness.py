@@ -119,7 +119,8 @@ class _Queries:
     def __init__(self, embed, df, joints, query_set):
         q = np.flatnonzero((df.role=='query') & (df.query_set==query_set))
         g = np.flatnonzero(df.role=='gallery')
-        need(len(q) and len(g), f'the table has {len(q)} queries of the set {query_set!r} and {len(g)} gallery pictures')
+        found = f'{len(q)} queries of the set {query_set!r} and {len(g)} gallery pictures'
+        need(len(q) and len(g), f'the table has {found}')
         need('mask' in df, 'the table has no column mask: only a rendered world knows what is hidden')
         joints = torch.as_tensor(joints).float()
         self.embed, self.joints = embed, joints[q]

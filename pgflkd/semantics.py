@@ -25,6 +25,7 @@ def channel_groups(
 # %% ../nbs/course/09_semantics.ipynb #cell0014
 class Semantics(nn.Module):
     "SAB, a teacher: shrink each part by its own W_k, line them up, add the global feature, classify (Eq. 6)"
+    needs_pose = True
     def __init__(self,
         n_in:int,            # channels C, a multiple of K
         n_classes:int,       # identities N

@@ -12,7 +12,7 @@ from .errors import need
 # %% ../nbs/course/13_where.ipynb #cell0006
 class Focus:
     "A term: minus the log of the share of the response that lies where joints were seen. Not in the paper"
-    name = 'focus'
+    name, needs_pose = 'focus', True
     def __init__(self,
         weight:float=1., # in the sum of `Terms`
     ): self.weight = weight

@@ -103,13 +103,21 @@ def test_torchreid_cython_5x(case):
     theirs = seconds(lambda: cython.evaluate_cy(dist, *ids, 50), 2)[0]
     assert theirs >= 5*seconds(lambda: evaluate_ranking(dist, *ids))[0]
 
+def in_turn(f, g, repeats=5):
+    "The median CPU time of `f` as a share of that of `g`, measured in turn because the load changes"
+    pairs = [(seconds(f, 1)[0], seconds(g, 1)[0]) for _ in range(repeats)]
+    ours, theirs = np.median(pairs, axis=0)
+    return ours/theirs
+
 def test_end_to_end_is_hardly_more_than_the_product(case):
-    "At Occluded-Duke's width: the product is 2048 wide there, so it is here"
+    "At Occluded-Duke's width: the product is 2048 wide there, so it is here. A busy machine has three tries"
     q,g,ids,_ = case
     q,g = q.repeat(1,4), g.repeat(1,4)
     ratios = []
-    for _ in range(3): ratios.append(seconds(lambda: evaluate_features(q, g, *ids), 1)[0]/seconds(lambda: q@g.T, 1)[0])   # in turn: load changes
-    assert min(ratios)<=1.6, ratios
+    for _ in range(3):
+        ratios.append(in_turn(lambda: evaluate_features(q, g, *ids), lambda: q@g.T))
+        if ratios[-1]<=1.3: break
+    assert min(ratios)<=1.3, ratios
 
 @pytest.mark.slow
 def test_memory_a_fifth(case):

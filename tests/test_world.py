@@ -1,22 +1,32 @@
-"""The rendered world, to the byte; two real processes that want the same one, one of them killed half-way; what memory a
-batch needs. `world_hashes.json` was made by the first code that drew this world."""
-import hashlib, json, os, signal, subprocess, sys, time
+"""The rendered world, to the byte; two real processes that want the same one, one of them killed half-way; what memory
+a batch needs. `world_hashes.json` was made by the first code that drew this world."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+
 import numpy as np
 import PIL
 import pytest
 import torch
 from PIL import Image
+
 from pgflkd import synthetic
 from pgflkd.synthetic import PRESETS, World, render_world, world_joints
 
 TALL = replace(PRESETS['occluded_tall'], n_train=8, n_test=6, n_distractors=4, totals=(90,20,60))
-WORLDS = {'tiny:0': (PRESETS['tiny'], 0), 'tiny:1': (PRESETS['tiny'], 1), 'small:0': (PRESETS['small'], 0), 'tall:0': (TALL, 0)}
+WORLDS = {'tiny:0': (PRESETS['tiny'], 0), 'tiny:1': (PRESETS['tiny'], 1), 'small:0': (PRESETS['small'], 0),
+          'tall:0': (TALL, 0)}
 KNOWN = json.loads((Path(__file__).parent/'world_hashes.json').read_text())
 HERE = dict(torch=torch.__version__.split('+')[0], pillow=PIL.__version__, numpy=np.__version__,
             cpu=torch.backends.cpu.get_cpu_capability())
-same_machine = pytest.mark.skipif(HERE!=KNOWN['made_with'], reason=f'made with {KNOWN["made_with"]}: elsewhere a last bit may differ')
+same_machine = pytest.mark.skipif(HERE!=KNOWN['made_with'],
+                                  reason=f'made with {KNOWN["made_with"]}: elsewhere a last bit may differ')
 
 def short(content):
     "First 16 digits of SHA-256 of text or bytes"
@@ -95,7 +105,8 @@ def late(*args):
     print('drawing', flush=True)
     time.sleep(slow)
     return compose(*args)
-synthetic.compose, synthetic._batch = late, lambda size: 16
+def sixteen(size): return 16
+synthetic.compose, synthetic._batch = late, sixteen
 df = render_world({world!r}, out=sys.argv[1], progress=False)
 print('pictures', len(df), flush=True)
 '''

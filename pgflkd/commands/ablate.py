@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 from .train import add_queries, make_recipe, named, one_of, read_crops, read_seeds, use_device
-from ..errors import InputError, guarded, need
+from ..errors import command, guarded, InputError, need
 from ..files import fingerprint, locked
 from ..records import PROTOCOL, add_rows, run_facts
 
@@ -362,7 +361,7 @@ def ablation_table(
     return table.assign(seeds=df.groupby(by, sort=False, dropna=False).seed.nunique())
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0038
-@call_parse
+@command
 def ablate_command(
     preset:str='table6',        # baseline, pair, table6, table7, figure3 or switches
     data:str='small',           # Datasets, with a space between: small, small:repeat=0,wardrobe=9, folder

@@ -11,8 +11,7 @@ import os, shlex, sys, textwrap
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
-from fastcore.script import call_parse
-from ..errors import InputError, guarded, need
+from ..errors import command, guarded, InputError, need
 from ..files import list_pictures, open_picture
 
 # %% ../../nbs/engine/30_doctor.ipynb #cell0006
@@ -263,7 +262,7 @@ def _next(home, name, keypoints, df):
     how = f'--keypoints {shlex.quote(str(keypoints))}' if keypoints else '--models baseline'
     return f'    pgflkd_train --data {data} --format {name} {how}'
 
-@call_parse
+@command
 def doctor_command(
     path:str,                 # Folder of pictures, or a CSV
     keypoints:str|None=None,  # Keypoint file (.npz) to look at

@@ -8,11 +8,10 @@ __all__ = ['embed_command']
 # %% ../../nbs/engine/34_embed.ipynb #cell0003
 import os, re, sys, time
 from pathlib import Path
-from fastcore.script import call_parse
-from ..errors import InputError, guarded, need
+from ..errors import command, guarded, InputError, need
 
 # %% ../../nbs/engine/34_embed.ipynb #cell0005
-@call_parse
+@command
 def embed_command(
     pictures:str,      # Folder of pictures, searched with its subfolders
     model:str='',      # File of the network, .safetensors or .onnx; left out: the one of the gallery

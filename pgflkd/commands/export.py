@@ -7,11 +7,10 @@ __all__ = ['export_command']
 
 # %% ../../nbs/engine/33_export.ipynb #cell0003
 from pathlib import Path
-from fastcore.script import call_parse
-from ..errors import guarded, need
+from ..errors import command, guarded, need
 
 # %% ../../nbs/engine/33_export.ipynb #cell0005
-@call_parse
+@command
 def export_command(
     source:str,       # Folder of a run of pgflkd_train, or a .safetensors file
     out:str='',       # Folder for the files; left out: ONNX files beside the source

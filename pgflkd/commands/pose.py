@@ -7,8 +7,7 @@ __all__ = ['pose_command']
 
 # %% ../../nbs/engine/37_pose.ipynb #cell0003
 from pathlib import Path
-from fastcore.script import call_parse
-from ..errors import guarded, need
+from ..errors import command, guarded, need
 
 # %% ../../nbs/engine/37_pose.ipynb #cell0005
 def _estimator(name, weights):
@@ -27,7 +26,7 @@ def _convert(folder, keypoints, out):
     store.save(out)
     print(f'{out}: {store}')
 
-@call_parse
+@command
 def pose_command(
     folder:str,              # Folder of pictures
     estimator:str='vitpose', # vitpose or rcnn

@@ -8,11 +8,10 @@ __all__ = ['search_command']
 # %% ../../nbs/engine/35_search.ipynb #cell0003
 from importlib.util import find_spec
 from pathlib import Path
-from fastcore.script import call_parse
-from ..errors import guarded, need
+from ..errors import command, guarded, need
 
 # %% ../../nbs/engine/35_search.ipynb #cell0005
-@call_parse
+@command
 def search_command(
     gallery:str,           # Folder that pgflkd_embed wrote
     *pictures:str,         # Pictures of the people to look for

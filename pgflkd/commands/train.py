@@ -13,8 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
-from ..errors import InputError, guarded, need
+from ..errors import command, guarded, InputError, need
 from ..files import locked, open_picture, write_whole
 from ..records import PROTOCOL, run_facts
 
@@ -286,7 +285,7 @@ def use_device(name):
     if device.type=='cuda': torch.cuda.set_device(device)
     default_device(device.type=='cuda')
 
-@call_parse
+@command
 def train_command(
     data:str|None=None,        # Folder of crops; left out: the synthetic world
     format:str|None=None,      # market1501 (default), duke, occluded_duke, p_duke, msmt17, cuhk03, folders, csv

@@ -10,9 +10,8 @@ import json
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from fastcore.script import call_parse
 from .train import make_recipe, named, one_of, read_crops, read_seeds, use_device
-from ..errors import guarded, need
+from ..errors import command, guarded, need
 from ..files import open_picture, write_whole
 from ..records import add_rows, run_facts
 
@@ -88,7 +87,7 @@ def _read_targets(text):
     need(found, '--targets names nothing; give for example occluded_reid=data/Occluded_REID,duke=data/DukeMTMC-reID')
     return found
 
-@call_parse
+@command
 def transfer_command(
     data:str,                  # Folder to train on
     targets:str,               # What to test on: format=PATH, with commas between

@@ -98,7 +98,7 @@ def _fit_one(kind, look, cover, dx, dy):
 # %% ../../nbs/world/05_camera.ipynb #cell0015
 def _overlap(picture, tile, y, x):
     "The part of `picture` that `tile` covers with its corner at (`y`,`x`), and the part of `tile` that covers it"
-    (H,W), (h,w) = picture.shape[1:], tile.shape[1:]
+    h, w = tile.shape[1:]
     under = picture[:,max(y,0):max(y+h,0),max(x,0):max(x+w,0)]
     tile = tile[:,max(-y,0):,max(-x,0):]
     return under, tile[:,:under.shape[1],:under.shape[2]]
