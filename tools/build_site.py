@@ -1,4 +1,4 @@
-"""Build the site into `_docs/`, as `nbdev-docs` does (needs Quarto), with three mends. Importing this module is the mend.
+"""Build the site into `_docs/`, as `nbdev-docs` does (needs Quarto), with three mends. To import this module is to mend.
 
 1. nbdev 3 reads title and addresses from `pyproject.toml`; ours stand in `settings.ini`, the one source of every value.
 2. nbdev makes links of names in backticks even in the comments of a signature, where no link can be.
@@ -37,7 +37,8 @@ def outside_signatures(link_line):
 if not hasattr(ConfigToml, 'is_mended'):
     ConfigToml.is_mended = True
     index['settings'].update({key: settings()[key] for key in ('git_url', 'doc_host', 'doc_baseurl')})
-    for module, names in index['syms'].items(): index['syms'][module] = {k: v for k, v in names.items() if '._' not in k}
+    for module, names in index['syms'].items():
+        index['syms'][module] = {k: v for k, v in names.items() if '._' not in k}
     ConfigToml.__init__ = with_settings(ConfigToml.__init__)
     NbdevLookup.link_line = outside_signatures(NbdevLookup.link_line)
 
