@@ -1,4 +1,4 @@
-"""Build the site into `_docs/`, as `nbdev-docs` does (needs Quarto), with three mends. To import this module is to mend.
+"""Build the site into `_docs/`, as `nbdev-docs` does (needs Quarto), with three mends. Importing this module mends.
 
 1. nbdev 3 reads title and addresses from `pyproject.toml`; ours stand in `settings.ini`, the one source of every value.
 2. nbdev makes links of names in backticks even in the comments of a signature, where no link can be.
