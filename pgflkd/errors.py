@@ -6,7 +6,7 @@
 __all__ = ['InputError', 'need', 'extra', 'trouble', 'guarded', 'command']
 
 # %% ../nbs/engine/01_errors.ipynb #cell0003
-import errno, functools, importlib, re, sys
+import errno, functools, importlib, re, sys, warnings
 from typing import Callable
 
 # %% ../nbs/engine/01_errors.ipynb #cell0006
@@ -76,6 +76,7 @@ def command(
     def run(*args, **kwargs):
         if args or kwargs: return f(*args, **kwargs)
         sys.argv[1:] = [re.sub(r'^--[\w-]+', lambda m: m[0].replace('_', '-'), o) for o in sys.argv[1:]]
+        warnings.filterwarnings('ignore', category=FutureWarning)   # other libraries' news: not for users
         args, kwargs, _ = parse_cli(f)
         f(*args, **kwargs)
     return run
