@@ -15,9 +15,12 @@ import sys
 import tempfile
 import time
 import tokenize
+from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LIB = ROOT/'pgflkd'
@@ -232,12 +235,26 @@ def search_seconds():
         found.append(cpu_seconds([str(command), str(folder/f'{onnx}/gallery'), str(folder/'query.jpg')]))
     return found
 
+def packages():
+    "What `pip install pgflkd` brings beside torch and what torch itself wants"
+    def closure(name, found):
+        for line in metadata.requires(name) or []:
+            wanted = Requirement(line)
+            if wanted.marker and not wanted.marker.evaluate({'extra': ''}): continue
+            other = canonicalize_name(wanted.name)
+            if other in found: continue
+            found.add(other)
+            closure(other, found)
+        return found
+    return len(closure('pgflkd', set()) - closure('torch', {'torch'}))
+
 def slow_rows():
     "What has to be run: {row: value}"
     scripts = Path(sys.executable).parent
     network, onnx = search_seconds()
     helps = {o: cpu_seconds([str(scripts/o), '--help']) for o in ('pgflkd_search', 'pgflkd_embed', 'pgflkd_train')}
     return {
+        "packages beside torch's own": packages(),
         **{f'{o} --help, CPU seconds': seconds for o, seconds in helps.items()},
         'pgflkd_search, gallery of 20,000, CPU seconds with process start': network,
         'the same with an ONNX file beside the network': onnx,
