@@ -134,7 +134,7 @@ def align(self:KeypointStore,
     "The joints of each row of `df`; raises `InputError` if too few have a pose, or if pictures have another size"
     row = self.rows(df)
     joints = np.concatenate([self.joints, np.zeros((1,17,3), np.float32)])[row]
-    train = (df.role=='train').to_numpy() if 'role' in df else np.zeros(len(df), bool)
+    train = (df.role=='train').to_numpy() if 'role' in df else row<-1
     known, of, fns = row>=0, 'pictures', df.fn
     if train.any(): known, of, fns = (joints[...,2].max(1)>0)[train], 'training pictures', df.fn[train]
     gone = fns[~known].map(os.path.basename).tolist()

@@ -70,7 +70,7 @@ def pseudo_textures(
 )->pd.DataFrame:              # a copy of `df` with the column `texture`
     "Let `model` paint each picture of `df`, or find what it painted before: one PNG a picture, to be learned from"
     wanted = df[df.role==role]
-    weights = [v.detach().cpu().numpy() for v in model.state_dict().values()]
+    weights = [v.cpu().numpy() for v in model.state_dict().values()]
     key = fingerprint(list(dls.size), [list(o) for o in dls.stats], [file_sum(fn) for fn in wanted.fn], *weights)
     def make(folder):
         n = 0
