@@ -63,9 +63,9 @@ class ShiftPerson(RandomPerson):
         return (self.rand(n, 2)*(2*most+1)).long() - most
     def paint(self, x, by):
         (rows,cols), (H,W) = self.pad, x.shape[-2:]
-        padded = F.pad(x, (cols,cols,rows,rows))
-        corners = (by + by.new_tensor(self.pad)).tolist()
-        return torch.stack([o[:,i:i+H,k:k+W] for o,(i,k) in zip(padded, corners)])
+        windows = F.pad(x, (cols,cols,rows,rows)).unfold(2, H, 1).unfold(3, W, 1)    # all of them, nothing copied
+        i, k = (by + by.new_tensor(self.pad)).unbind(1)
+        return windows[torch.arange(len(x), device=x.device),:,i,k]
     def move(self, pose, by, H, W): return _unsure_outside(pose[...,:2] - by.flip(1)[:,None], pose[...,2], H, W)
 
 # %% ../nbs/engine/04_augment.ipynb #cell0018

@@ -51,8 +51,11 @@ class RankGallery(Callback):
     def after_validate(self):
         df = getattr(self.dls, 'test_df', None)
         if df is None or not self._out: return
-        features, pid, camid = (torch.cat(o) for o in zip(*self._out))
-        self._out = []
+        seen, self._out = [torch.cat(o) for o in zip(*self._out)], []
+        shares = [seen]*getattr(self.dl, 'world_size', 1)                     # on several GPUs each sees a share
+        if len(shares)>1: torch.distributed.all_gather_object(shares, seen)
+        n = getattr(self.dl, 'n', None)                                       # less what was added for equal shares
+        features, pid, camid = (torch.cat(o)[:n] for o in zip(*shares))
         if np.array_equal(pid, df['pid']) and np.array_equal(camid, df['camid']):
             self.results = rank_sets(df, features)
     @property
@@ -87,16 +90,12 @@ class LogTerms(Callback):
     "Average `loss_func.terms` over the training batches of each epoch into a row of `history`"
     order = 45
     def __init__(self): self.history = []
-    def before_train(self):
-        self._sums = {}
-        self._n = 0
+    def before_train(self): self._seen = []
     def after_loss(self):
-        if not self.training: return
-        self._n += 1
-        for name,value in getattr(self.loss_func, 'terms', {}).items():
-            self._sums[name] = self._sums.get(name, 0)+value
+        if self.training: self._seen.append(getattr(self.loss_func, 'terms', {}))
     def after_train(self):
-        if self._n: self.history.append({name: float(total/self._n) for name,total in self._sums.items()})
+        n = len(self._seen)
+        if n: self.history.append({name: float(sum(o[name] for o in self._seen)/n) for name in self._seen[0]})
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0035
 class WarmDistillation(Callback):

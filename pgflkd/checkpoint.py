@@ -10,7 +10,7 @@ import io, random, time
 from pathlib import Path
 import numpy as np
 import torch
-from fastai.basics import L, Callback, CancelFitException, CancelValidException, set_seed
+from fastai.basics import L, Callback, CancelFitException, CancelValidException, get_model, rank_distrib, set_seed
 from .errors import InputError, need
 from .files import write_whole
 
@@ -47,9 +47,10 @@ class RunLog(Callback):
     def before_epoch(self): self.draw(self.epoch)
     def draw(self, epoch):
         "Seed all that draws for `epoch`"
-        seed = 1000*self.seed + epoch
+        seed = 1000*self.seed + epoch + 10**6*rank_distrib()        # each process throws dice of its own
         set_seed(seed)
-        for o in (self.dls.train, *self.dls.train.after_batch.fs):
+        train = getattr(self.dls.train, 'dl', self.dls.train)       # on several GPUs it is wrapped
+        for o in (train, *train.after_batch.fs):
             rng = getattr(o, 'rng', None)
             if isinstance(rng, random.Random): rng.seed(seed)
             elif rng is not None: rng.manual_seed(seed)   # of an augmentation
@@ -66,10 +67,11 @@ class RunLog(Callback):
         self.trained = False
         values = dict(zip(self.recorder.metric_names[1:-1], map(float, self.learn.final_record)))
         self.rows.append(dict(model=self.title, epoch=self.epoch) | values | self.log_terms.history[-1])
-        if torch.distributed.is_initialized() and torch.distributed.get_rank(): return   # one process writes for all
+        if rank_distrib(): return                       # one process writes for all
         whole = io.BytesIO()                            # torch calls a full disk a RuntimeError, Python an OSError
         opt = _plain(self.learn.opt.state_dict())
-        torch.save(dict(model=self.learn.model.state_dict(), opt=opt, rows=self.rows), whole)
+        model = get_model(self.learn.model)             # the names are those of one process
+        torch.save(dict(model=model.state_dict(), opt=opt, rows=self.rows), whole)
         write_whole(self.file, lambda tmp: tmp.write_bytes(whole.getbuffer()))
 
 def _plain(state):

@@ -7,6 +7,7 @@ __all__ = ['load_student', 'Embedder', 'load_embedder', 'export']
 
 # %% ../nbs/engine/21_deploy.ipynb #cell0003
 import json, math
+from copy import deepcopy
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import pgflkd
 from .errors import InputError, extra, need
 from .files import _to_rgb, fingerprint, open_picture, write_whole
 
-# %% ../nbs/engine/21_deploy.ipynb #cell0008
+# %% ../nbs/engine/21_deploy.ipynb #cell0009
 def _card(text, path):
     "The card in the JSON `text` of the file `path`; refuses one from which no network can be built or fed"
     need(text, f'{path}: holds numbers but no pgflkd card; give a file that export wrote')
@@ -37,13 +38,37 @@ def _weights(tensors):
     for name in sorted(tensors): parts += [name, tensors[name].float().numpy()]
     return fingerprint(*parts)
 
-# %% ../nbs/engine/21_deploy.ipynb #cell0011
+# %% ../nbs/engine/21_deploy.ipynb #cell0012
+def _named(card):
+    "The classes of student and pooling that `card` names, None for unknown ones"
+    from pgflkd import baseline, where
+    students = dict(Baseline=baseline.Baseline, Where=where.Where)
+    return students.get(card.get('student', 'Baseline')), getattr(baseline, card.get('pool', 'Average'), None)
+
+def _rebuilt(body, card, tensors, path):
+    "The student around `body` that `card` describes, for `tensors`; refuses one that this version does not know"
+    from pgflkd.where import Prior
+    kind, pool = _named(card)
+    need(kind and pool, f'{path}: was written by a newer pgflkd ({card.get("student")}, {card.get("pool")}); update it')
+    fixed = dict(attend=Prior(tensors['attend.person'])) if 'attend.person' in tensors else {}
+    return kind(body, 1, pool(), **fixed)
+
+def _shipped(path):
+    "`path`; for 'student' that of the network which comes with the library"
+    return Path(pgflkd.__file__).parent/'weights/student.safetensors' if str(path)=='student' else Path(path)
+
+def _kept(plain):
+    "The tensors of a student, without its classifiers"
+    kept = plain.state_dict().items()
+    return {name: o.contiguous() for name, o in kept if not name.startswith(('neck_g.fc', 'neck_a.fc'))}
+
 def load_student(
-    path:str|Path, # .safetensors file that `export` wrote
+    path:str|Path, # .safetensors file that `export` wrote; 'student': the one that comes with the library
 ):                 # `Baseline` on the CPU, in eval mode: normalised pictures (B,3,H,W) -> (B,C), with its `.card`
     "The network in the file `path`, to look into it or to train on; raises `InputError` for any other file"
     from safetensors import safe_open
-    from pgflkd.baseline import Baseline, reid_body
+    from pgflkd.baseline import reid_body
+    path = _shipped(path)
     try:
         with safe_open(str(path), 'pt') as file:
             text    = (file.metadata() or {}).get('pgflkd')
@@ -53,8 +78,8 @@ def load_student(
         raise InputError(f'{path}: not readable as safetensors ({why}); give a file that export wrote') from None
     card = _card(text, path)
     need(_weights(tensors)==card['weights'], f'{path}: holds other numbers than were written; export the network again')
-    model = Baseline(reid_body(card['arch'], None, card['stride']), 1)
-    want  = {name: o.shape for name, o in model.state_dict().items() if 'neck_g.fc' not in name}
+    model = _rebuilt(reid_body(card['arch'], None, card['stride']), card, tensors, path)
+    want  = {name: o.shape for name, o in _kept(model).items()}
     odd   = [name for name in {*want, *tensors} if name not in tensors or want.get(name)!=tensors[name].shape]
     need(not odd, f'{path}: {len(odd)} tensors do not fit a {card["arch"]} ({min(odd, default="")}); export it again')
     model.load_state_dict(tensors, strict=False)
@@ -74,7 +99,7 @@ def _whole(model, card):
         def forward(self, x): return torch.nn.functional.normalize(self.model((x-self.mean)/self.std))
     return Whole().eval()
 
-# %% ../nbs/engine/21_deploy.ipynb #cell0014
+# %% ../nbs/engine/21_deploy.ipynb #cell0015
 def _run_torch(model, card, device='cpu'):
     "A function (B,3,H,W) array in [0,1] -> (B,C) array by `model` on `device`"
     import torch
@@ -99,7 +124,7 @@ def _run_onnx(path):
     need(found==promised, f'{path}: takes and gives {found}, where its card promises {promised}; export it again')
     return lambda x: session.run(None, {ends[0].name: x})[0], card
 
-# %% ../nbs/engine/21_deploy.ipynb #cell0017
+# %% ../nbs/engine/21_deploy.ipynb #cell0018
 class Embedder:
     "A network that takes pictures: `features(pictures)` is an array of unit vectors; a call gives them as a tensor"
     def __init__(self,
@@ -139,11 +164,11 @@ class Embedder:
         return np.concatenate([self.run(np.stack([self.pixels(o) for o in batch])) for batch in batches])
 
 def load_embedder(
-    path:str|Path,    # .safetensors or .onnx file that `export` wrote
+    path:str|Path,    # .safetensors or .onnx file that `export` wrote; 'student': the one that comes with the library
     device:str='cpu', # where a .safetensors file runs, for example 'cuda'
 )->Embedder:
     "The network in `path`, ready for pictures; raises `InputError` for a file that does not hold mere numbers"
-    path = Path(path).absolute()
+    path = _shipped(path).absolute()
     need(path.suffix in ('.safetensors', '.onnx'), f'{path}: give a .safetensors or .onnx file; others can hold code')
     need(path.is_file(), f'{path}: no such file; give one that export wrote')
     if path.suffix=='.onnx': run, card = _run_onnx(path)
@@ -152,32 +177,32 @@ def load_embedder(
         run, card = _run_torch(model, model.card, device), model.card
     return Embedder(run, dict(card, file=str(path)))
 
-# %% ../nbs/engine/21_deploy.ipynb #cell0022
+# %% ../nbs/engine/21_deploy.ipynb #cell0023
 _INPUT = 'RGB, resized to (H,W) = size by the bilinear filter, float32 (B,3,H,W), divided by 255'
 _FEATURE = 'f_g after the BNNeck, length 1; compare by dot product'
 _IMAGENET = [[.485, .456, .406], [.229, .224, .225]]
-
-def _kept(plain):
-    "The tensors of a `Baseline`, without its classifier"
-    return {name: o.contiguous() for name, o in plain.state_dict().items() if 'neck_g.fc' not in name}
 
 def _described(student, facts, half):
     "What is deployed of `student`, on the CPU, its tensors and its card"
     import torch
     from pgflkd.network import to_baseline
+    from pgflkd.where import Where
     dls  = getattr(student, 'dls', None)
     card = dict(stats=_IMAGENET) | getattr(student, 'card', {})
     if dls: card |= dict(size=dls.size, stats=dls.stats)
     card |= facts
     need('size' in card, 'export: give size=(H,W), that of the pictures in training')
     card |= dict(size=list(card['size']), stats=np.array(card['stats'], float).tolist())
-    plain = to_baseline(getattr(student, 'model', student)).cpu().float()
+    model = getattr(student, 'model', student)
+    where = isinstance(model, Where)                     # has no teacher to leave behind
+    plain = (deepcopy(model).eval() if where else to_baseline(model)).cpu().float()
     if half: plain = plain.half().float()
     tensors = _kept(plain)
     with torch.no_grad(): cells = plain.body(torch.zeros(1, 3, *card['size'])).shape[2]
     stride = 2**round(math.log2(card['size'][0]/cells))
     made   = f'{date.today()}, pgflkd {pgflkd.__version__}'
     card  |= dict(arch=plain.body.arch, stride=stride, half=half, width=plain.neck_g.bn.num_features, made=made)
+    card  |= dict(student=type(plain).__name__, pool=type(plain.pool).__name__)
     return plain, tensors, card | dict(weights=_weights(tensors), input=_INPUT, feature=_FEATURE)
 
 def _write_safetensors(plain, tensors, card, file):
@@ -218,7 +243,7 @@ def export(
     need(path.suffix in kinds, f'{path}: give a name that ends in .safetensors or .onnx')
     parts = _described(student, facts, half)
     card, model = parts[2], getattr(student, 'model', student)
-    own = not card['arch'] or list(parts[0].pool.parameters())
+    own = not card['arch'] or _named(card)!=(type(parts[0]), type(parts[0].pool))
     need(path.suffix=='.onnx' or not own, f'{path}: a body or pooling of your own cannot be rebuilt; write .onnx')
     training = model.training
     x    = np.random.default_rng(0).random((3, 3, *card['size']), np.float32)

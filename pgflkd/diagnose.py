@@ -20,13 +20,8 @@ from .pose import TensorPose
 from .semantics import channel_groups
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0006
-def _part_similarity(
-    p:torch.Tensor,  # queries: unit part features (q,K,C)
-    v:torch.Tensor,  # their visibility (q,K)
-    p2:torch.Tensor, # gallery: unit part features (g,K,C)
-    v2:torch.Tensor, # their visibility (g,K)
-)->torch.Tensor:     # (q,g) in [-1,1]
-    "Mean cosine of the parts `p` and `p2`, weighted by the product of their visibilities `v` and `v2`"
+def _part_similarity(p, v, p2, v2): # unit part features (q,K,C), their visibility (q,K); the same of the gallery
+    "(q,g) mean cosine of the parts `p` and `p2`, weighted by the product of their visibilities `v` and `v2`"
     total, weight = torch.zeros(2, len(p), len(p2))
     for k in range(p.shape[1]):       # one product a part: a tensor (q,g,K) might not fit
         both = v[:,k,None]*v2[:,k]
@@ -35,11 +30,8 @@ def _part_similarity(
     return total/weight.clamp_min(1e-6)
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0009
-def _group_alignment(
-    fmap:torch.Tensor,  # (B,C,h,w), not negative
-    parts:torch.Tensor, # attention (B,K,h,w), each map sums to 1
-)->torch.Tensor:        # (B,)
-    "How many times louder than the average group of `fmap` channel group k is under part k, mean over `parts`"
+def _group_alignment(fmap, parts): # (B,C,h,w), not negative; attention (B,K,h,w), each map sums to 1
+    "(B,) how many times louder than the average group of `fmap` channel group k is under part k, mean over `parts`"
     loud = channel_groups(fmap.float(), parts.shape[1]).mean(2).flatten(2)       # (B,K,hw)
     loud = loud/loud.sum(-1, keepdim=True).clamp_min(1e-9)
     under = loud@parts.float().flatten(2).transpose(1,2)                         # (B,K,K): group, part

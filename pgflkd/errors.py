@@ -35,15 +35,15 @@ def extra(
 # %% ../nbs/engine/01_errors.ipynb #cell0012
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SHUT = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO, errno.EISDIR}
-_KEPT = 'what was written before is kept, and the same command (pgflkd_train: with --resume) goes on'
+_KEPT = 'what was written is whole, and the same command (pgflkd_train: with --resume) goes on'
 
 def trouble(
     e:BaseException, # what a command raised
 )->str|None:         # one line; None for a fault of ours
     "What happened and what helps, if `e` is bad input, a full disk, a closed folder, too little memory or Ctrl-C"
     if isinstance(e, InputError): return str(e)
-    if isinstance(e, KeyboardInterrupt):
-        return 'stopped; what was written is whole, and the same command (pgflkd_train: with --resume) goes on'
+    if isinstance(e, KeyboardInterrupt): return f'stopped; {_KEPT}'
+    if isinstance(e, UnicodeEncodeError): return f'{e.object[:200]!r}: the name is no UTF-8; rename the file'
     if isinstance(e, OSError) and e.errno in _FULL:
         return f'{e.filename or "output"}: {e.strerror}; make room; {_KEPT}'
     if isinstance(e, OSError) and e.errno in _SHUT:

@@ -6,23 +6,23 @@
 __all__ = ['estimate_poses', 'ViTPose', 'KeypointRCNN']
 
 # %% ../nbs/engine/16_estimate.ipynb #cell0002
+import os, re
 from pathlib import Path
 from typing import Callable
 import numpy as np, torch
 from fastai.torch_core import default_device
-from fastprogress.fastprogress import progress_bar
 from .errors import InputError, extra, need
-from .files import list_pictures, open_picture
+from .files import fingerprint, list_pictures, open_picture, with_bar
 from .keypoints import KeypointStore
 from .readers.poses import to_coco
 
 # %% ../nbs/engine/16_estimate.ipynb #cell0011
 def _named(root):
     "The pictures under `root`, by file name, or by their paths below it where a file name occurs twice"
-    fns = list_pictures(root)
+    fns = list_pictures(Path(root).expanduser().absolute())
     need(fns, f'{root}: holds no pictures; give the folder of the crops')
     short = {Path(fn).name: fn for fn in fns}
-    return short if len(short)==len(fns) else {Path(fn).relative_to(root).as_posix(): fn for fn in fns}
+    return short if len(short)==len(fns) else {Path(os.path.relpath(fn, root)).as_posix(): fn for fn in fns}
 
 def _batch(fns, estimator, bad):
     "Joints and sizes of the readable pictures of `fns`, a dictionary, as stores; the others go to `bad`"
@@ -49,7 +49,7 @@ def _rest_of(fns, estimator, part, bs, every, progress):
     known = set(done[0].names.tolist()) if done else set()
     todo = [name for name in fns if name not in known]
     starts = range(0, len(todo), bs)
-    for k,i in enumerate(progress_bar(starts) if progress else starts, 1):
+    for k,i in enumerate(with_bar(starts, 1) if progress else starts, 1):
         done += _batch({name: fns[name] for name in todo[i:i+bs]}, estimator, bad)
         if k%every or not done: continue
         done = [_joined(done, str(part))]
@@ -65,11 +65,12 @@ def estimate_poses(
     progress:bool=True, # show a bar?
 )->tuple:               # (store, [(name, why)] of the pictures that could not be read)
     "Estimate the poses of all pictures under `root` into `out`; a run that was stopped goes on where it was"
-    out = Path(out)
+    out = Path(out).expanduser()
     need(out.suffix=='.npz' and not out.is_dir(), f'{out}: give the name of an .npz file to write')
     need(not out.exists(), f'{out} exists; give another name, or remove it first')
     fns = _named(root)
-    part = out.with_name(f'.{out.name}-{estimator}.part.npz'.replace('/', '_'))
+    name = re.sub(r' at 0x\w+|[^\w.-]', '', str(estimator))                  # as any system can write it
+    part = out.with_name(f'.{out.name}-{name}-{fingerprint(list(fns.values()))}.part.npz')     # of these pictures
     done, bad = _rest_of(fns, estimator, part, bs, every, progress)
     need(done, lambda: f'{root}: none of {len(fns)} pictures can be read; {bad[0][1]}')
     store = _joined(done, str(out), list(fns))           # in the order of the folder, whatever was done first
@@ -96,9 +97,7 @@ class ViTPose:
         self.net.eval().to(self.device)
         self.experts = getattr(self.net.config.backbone_config, 'num_experts', 1)
         self.name = f'vitpose-{Path(str(weights)).name}'
-
     def __repr__(self): return self.name
-
     @torch.no_grad()
     def __call__(self, ims):
         boxes = [[[0, 0, *o.size]] for o in ims]                                # the crop is the person
@@ -129,21 +128,17 @@ class KeypointRCNN:
         self.device = torch.device(device or default_device())
         self.net.eval().to(self.device)
         self.name = f'rcnn-{arch}-{Path(str(weights)).stem}'
-
     def _state(self, weights):
         "The state dict in the file `weights`, or torchvision's"
         from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights as coco
         if weights=='coco': return coco.DEFAULT.get_state_dict(progress=False)
         return torch.load(weights, map_location='cpu', weights_only=True)
-
     def __repr__(self): return self.name
-
     @torch.no_grad()
     def __call__(self, ims):
         found = self.net([torch.from_numpy(np.array(o)).permute(2,0,1).to(self.device)/255 for o in ims])
         people = {str(i): self._people(o) for i,o in enumerate(found)}
         return KeypointStore.from_people(people, {str(i): im.size[::-1] for i,im in enumerate(ims)}).joints
-
     def _people(self, found):
         "[(joints (17,3), score)] of everybody in one picture"
         sure = torch.sigmoid(found['keypoints_scores']-2)              # logits; 2 is where Detectron draws a joint

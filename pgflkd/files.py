@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PICTURES', 'list_pictures', 'open_picture', 'write_whole', 'file_sum', 'locked', 'cache_folder', 'fingerprint',
-           'made_once']
+           'made_once', 'with_bar', 'check_pictures', 'file_state']
 
 # %% ../nbs/engine/02_files.ipynb #cell0003
 import contextlib, hashlib, json, os, shutil, tempfile
@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from .errors import InputError, need
 
-# %% ../nbs/engine/02_files.ipynb #cell0006
-PICTURES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')   # endings, in any case
+# %% ../nbs/engine/02_files.ipynb #cell0007
+PICTURES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.tif', '.tiff', '.bmp', '.gif', '.webp')   # in any case
 
 def list_pictures(
     folder:str|Path, # where to look, through all folders in it
@@ -34,16 +34,11 @@ def list_pictures(
             if os.path.isdir(entry.path): todo.append(entry.path)     # False for a link to itself
             elif entry.name.lower().endswith(PICTURES): found.append(entry.path)
     for path in found:
-        need(_is_text(path), f'{path!r}: the name is no UTF-8; rename the file')
+        text = path.encode('utf-8', 'replace').decode('utf-8')           # a table must be able to hold it
+        need(text==path, f'{path!r}: the name is no UTF-8; rename the file')
     return sorted(found)
 
-def _is_text(path):
-    "Whether `path` can be written into a table"
-    try: path.encode('utf-8')
-    except UnicodeEncodeError: return False
-    return True
-
-# %% ../nbs/engine/02_files.ipynb #cell0009
+# %% ../nbs/engine/02_files.ipynb #cell0010
 def open_picture(
     path:str|Path, # of the file
 )->Image.Image:    # RGB
@@ -53,26 +48,26 @@ def open_picture(
         with Image.open(path) as im: im = _to_rgb(ImageOps.exif_transpose(im))
         need(min(im.size)>1, f'it has {im.width} x {im.height} pixels')
     except Exception as e:                              # a broken file makes Pillow raise whatever it likes
-        why = ' '.join(str(e).split()) or type(e).__name__
+        why = getattr(e, 'strerror', None) or ' '.join(str(e).split()) or type(e).__name__
         raise InputError(f'{path}: cannot be read as a picture ({why}); replace the file or drop its row') from None
     return im
 
 def _to_rgb(im):
     "`im` in any of Pillow's modes as 8-bit RGB"
-    if im.mode.startswith('I'): return im.point(lambda v: v/256).convert('L').convert('RGB')
-    if im.mode=='F': return Image.fromarray(_to_bytes(np.asarray(im))).convert('RGB')
+    if im.mode[0] in 'IF': return Image.fromarray(_to_bytes(np.asarray(im))).convert('RGB')
     if 'A' in im.getbands() or 'transparency' in im.info:
         im = im.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     return im.convert('RGB')
 
 def _to_bytes(x):
-    "Floating-point grey values in [0,1] or [0,255] as bytes"
+    "Grey values in [0,255], in [0,65535], or as floating-point numbers in [0,1], as bytes"
     low, high = float(x.min()), float(x.max())
-    need(low>=0 and high<=255, f'floating-point values from {low:g} to {high:g}, not in [0,1] or [0,255]')
-    return (x*(255 if high<=1 else 1)).round().astype(np.uint8)
+    need(0<=low<=high<=65535, f'grey values from {low:g} to {high:g}, not in [0,65535]')
+    if high>255: return (x/256).astype(np.uint8)
+    return (x*255 if high<=1 and x.dtype.kind=='f' else x).round().astype(np.uint8)
 
-# %% ../nbs/engine/02_files.ipynb #cell0014
+# %% ../nbs/engine/02_files.ipynb #cell0015
 def write_whole(
     path:str|Path,  # file to write
     write:Callable, # called with the temporary path beside it
@@ -89,7 +84,7 @@ def write_whole(
         raise
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/engine/02_files.ipynb #cell0016
+# %% ../nbs/engine/02_files.ipynb #cell0017
 def file_sum(
     path:str|Path, # of the file
 )->str:            # 64 hex digits
@@ -99,7 +94,7 @@ def file_sum(
         while block := f.read(2**20): seen.update(block)
     return seen.hexdigest()
 
-# %% ../nbs/engine/02_files.ipynb #cell0019
+# %% ../nbs/engine/02_files.ipynb #cell0020
 @contextlib.contextmanager
 def locked(
     folder:str|Path, # made if it is not there
@@ -116,7 +111,7 @@ def locked(
     try: yield folder
     finally: lock.release()
 
-# %% ../nbs/engine/02_files.ipynb #cell0022
+# %% ../nbs/engine/02_files.ipynb #cell0023
 def cache_folder(
     name:str, # of one thing in it
 )->Path:      # absolute; it need not exist
@@ -135,7 +130,7 @@ def fingerprint(
     for module in code: seen.update(module.__name__.encode() + Path(module.__file__).read_bytes())
     return seen.hexdigest()[:16]
 
-# %% ../nbs/engine/02_files.ipynb #cell0024
+# %% ../nbs/engine/02_files.ipynb #cell0026
 def made_once(
     folder:str|Path,      # what is wanted
     key:str,              # `fingerprint` of what it is made from
@@ -165,3 +160,41 @@ def _made_with(file):
     "The key in the mark `file`, None if there is none"
     try: return json.loads(file.read_text())['key']
     except (OSError, ValueError, KeyError, TypeError): return None
+
+# %% ../nbs/engine/02_files.ipynb #cell0031
+def with_bar(
+    items,          # a list
+    least:int=1000, # how many there must be
+):                  # `items`
+    "`items` with a bar that says how long they will take, if there are many"
+    if len(items)<least: return items
+    from fastprogress.fastprogress import progress_bar
+    return progress_bar(items, leave=False)
+
+def check_pictures(
+    paths:list,          # of files; several of them may be the same
+    most:int|None=None,  # look at so many of them, spread evenly; None: at all
+):
+    "Open what has not been looked at since it changed, with a bar; raises `InputError` that names the broken ones"
+    paths = sorted({str(path) for path in paths})
+    if most: paths = paths[::-(-len(paths)//most)]
+    note = cache_folder('looked_at')/f'{fingerprint([file_state(path) for path in paths])}.txt'
+    if note.exists(): return
+    why = {}
+    for path in with_bar(paths):
+        try: open_picture(path)
+        except InputError as e: why[path] = str(e).split(' (', 1)[-1].rsplit(');', 1)[0]
+    some = ', '.join(f'{path} ({o})' for path,o in list(why.items())[:3])
+    need(not why, f'{len(why):,} of {len(paths):,} pictures are broken or missing: {some}; '
+                  'copy them again, or drop their rows')
+    with contextlib.suppress(OSError):                           # a cache that cannot be written costs a second look
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+
+def file_state(
+    path:str|Path, # of the file
+)->list:           # path, size and time of change; the path alone if there is no such file
+    "What changes if the file at `path` does"
+    try: at = os.stat(path)
+    except OSError: return [str(path)]
+    return [str(path), at.st_size, at.st_mtime_ns]

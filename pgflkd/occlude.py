@@ -14,7 +14,7 @@ from PIL import Image
 from fastai.vision.core import imagenet_stats
 from .augment import RandomPerson
 from .errors import InputError, need
-from .files import cache_folder, fingerprint, made_once, open_picture
+from .files import cache_folder, file_state, fingerprint, made_once, open_picture, with_bar
 from .keypoints import KeypointStore
 from .world import camera, capsules, people, scenery, wardrobe
 
@@ -61,7 +61,7 @@ def _write(folder, df, joints, change):
     "Write a copy of each row that `change` knows into `folder`: images, masks, table.csv, keypoints.npz"
     for o in ('images','masks'): (folder/o).mkdir()
     table, poses, sizes = [], [], []
-    for i in change.rows:
+    for i in with_bar(change.rows):
         im, mask = _opened(df.iloc[i])
         (im, mask, pose), facts = change(i, im, mask, joints[i])
         name = f'{Path(df.fn.iloc[i]).stem}_{i:06d}'
@@ -77,8 +77,9 @@ def _write(folder, df, joints, change):
 def _made(what, out, df, joints, change, *dials):
     "(rows of copies, their joints): written into `out` whole or not at all, or found there"
     code = [camera, capsules, people, scenery, wardrobe, importlib.import_module('pgflkd.occlude')]
-    files = [(fn, Path(fn).stat().st_size) for fn in df.fn.iloc[change.rows].astype(str)]
-    key = fingerprint(what, dials, change.rows, files, joints, code=code)
+    rows = df.iloc[change.rows]
+    files = [file_state(path) for path in [*rows.fn, *filter(None, rows['mask'])]]
+    key = fingerprint(what, dials, change.rows, rows.camid.tolist(), files, joints, code=code)
     out = made_once(out or cache_folder(f'{what}-{key}'), key, lambda tmp: _write(tmp, df, joints, change), what=what)
     table = pd.read_csv(out/'table.csv', keep_default_na=False)
     new = df.iloc[table.row].reset_index(drop=True).assign(**table.drop(columns='row'))
@@ -118,8 +119,7 @@ class _Paste:
     def __init__(self, rows, camids, seed, cover):
         self.rows, self.camids = rows, camids
         self.seed, self.cover = seed, cover
-        self.layers = {}                                         # (camera, size) -> its obstacles
-
+        self.size, self.layers = None, {}                        # of the first picture; camera -> its obstacles
     def __call__(self, i, im, mask, pose):
         "((picture, mask, pose) of row `i`, what hides it by how much)"
         H, W = im.shape[:2]
@@ -131,17 +131,18 @@ class _Paste:
         im = (im*(1-obstacle[...,3:]) + 255*obstacle[...,:3]).clip(0,255).astype(np.uint8)
         facts = dict(obstacle=kind, covered=_covered(hid, mask))
         return (im, np.where(hid, 255, mask).astype(np.uint8), pose), facts
-
     def pick(self, i, camid, size):
         "An obstacle of the camera, a little beside its usual place: kind, and (H,W,4) colours times alpha"
-        if (camid, size) not in self.layers:
-            self.layers[camid, size] = _camera_obstacles(camid, size, self.seed, self.cover)
-        own, (H, W) = self.layers[camid, size], size
-        rng = np.random.default_rng([self.seed, i])
+        self.size = self.size or size
+        if camid not in self.layers: self.layers[camid] = _camera_obstacles(camid, self.size, self.seed, self.cover)
+        rng, own = np.random.default_rng([self.seed, i]), self.layers[camid]
         kind, layer = own[rng.integers(len(own))]
+        H, W = self.size
         m = H//16
         y, x = m + rng.integers(-(m//3), m//3+1, 2)
-        return kind, layer[:,y:y+H,x:x+W].permute(1,2,0).numpy()
+        layer = layer[:,y:y+H,x:x+W]
+        if size!=self.size: layer = F.interpolate(layer[None], size, mode='bilinear')[0]
+        return kind, layer.permute(1,2,0).numpy()
 
 def _covered(hid, mask):
     "Share of the body that is hidden, or of the picture where the body is not known"
@@ -168,7 +169,6 @@ _HALF, _THIRD = 2, 3      # a cut picture keeps its upper half or its upper thir
 class _Cut:
     "Keep of row i the upper 1/keep[i]"
     def __init__(self, keep): self.keep, self.rows = keep, sorted(keep)
-
     def __call__(self, i, im, mask, pose):
         "((picture, mask, pose) of row `i`, nothing to note)"
         h = round(im.shape[0]/self.keep[i])
@@ -219,7 +219,6 @@ class HidePerson(RandomPerson):
         self.stats, self.seed = stats, seed
         self.cover, self.looks = cover, looks
         self.bank = None
-
     def draw(self, n, H, W):                     # (n,4,H,W) what stands before each: colours and opacity
         m = H//16
         if self.bank is None or self.bank.shape[-2:]!=(H+2*m,W+2*m): self.bank = self.obstacles((H,W))
@@ -228,17 +227,14 @@ class HidePerson(RandomPerson):
         layers = torch.stack([self.bank[k,:,i:i+H,j:j+W] for k,(i,j) in zip(which, at)])
         layers[:,3] *= (self.rand(n) < self.p)[:,None,None]
         return layers
-
     def obstacles(self, size):
         rng, kinds = np.random.default_rng(self.seed), scenery.OBSTACLES
         return torch.stack([camera.obstacle_layer(kinds[i%len(kinds)], rng.uniform(*self.cover), size, rng)
                             for i in range(self.looks)])
-
     def paint(self, x, layers):
         rgb, alpha = layers.split((3,1), 1)
         mean, std = (torch.tensor(o, device=x.device).view(3,1,1) for o in self.stats)
         return x*(1-alpha) + alpha*(rgb-mean)/std
-
     def move(self, pose, layers, H, W):
         x, y = pose[...,0].long().clamp(0,W-1), pose[...,1].long().clamp(0,H-1)
         seen = layers[torch.arange(len(pose))[:,None],3,y,x] <= .5

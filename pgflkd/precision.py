@@ -36,17 +36,17 @@ class BF16(Callback):
     def _unhook(self):
         for hook in self._hooks: hook.remove()
         self._hooks = ()
-    def after_pred(self):
-        if not isinstance(self.pred, dict): self.learn.pred = to_float(self.pred)
-        else: self.learn.pred = {k: v if k in ('fmap','hint') else to_float(v) for k,v in self.pred.items()}
+    def after_pred(self): self.learn.pred = to_float(self.pred)
 
 def precision_of(
     learn:Learner, # trained, or ready to be
-)->str:            # 'bf16' or 'fp32'
+)->str:            # 'bf16', 'fp16' or 'fp32'
     "How the numbers of `learn` are computed, to be written beside them"
-    return 'bf16' if any(isinstance(cb, BF16) for cb in learn.cbs) else 'fp32'
+    if any(isinstance(cb, BF16) for cb in learn.cbs): return 'bf16'
+    modes = [cb.amp_mode.value for cb in learn.cbs if hasattr(cb, 'amp_mode')]   # fastai's MixedPrecision
+    return modes[0] if modes else 'fp32'
 
-# %% ../nbs/engine/11_precision.ipynb #cell0018
+# %% ../nbs/engine/11_precision.ipynb #cell0019
 @patch
 def to_fast(self:Learner,
     bf16:bool|None=None, # bfloat16; None: where the hardware multiplies it, see `fast_bf16`
@@ -56,6 +56,6 @@ def to_fast(self:Learner,
     device = self.dls.device
     self.model.to(device=device, memory_format=torch.channels_last)
     if bf16 is None: bf16 = fast_bf16(device)
-    if bf16 and precision_of(self)!='bf16': self.add_cb(BF16())
+    if bf16 and precision_of(self)=='fp32': self.add_cb(BF16())
     if compile: self.model.body.compile()
     return self

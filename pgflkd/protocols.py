@@ -117,6 +117,8 @@ def _features(what, test):
     for name,f in found.items():
         fits = len(f)==len(test)
         need(fits, f'{name}: {len(f)} features for a table of {len(test)} rows; give one a row, in its order')
+        whole = bool(torch.isfinite(torch.as_tensor(f)).all())
+        need(whole, f'{name}: some features are nan or infinite; look at the weights, and train again if they are')
     return {name: torch.as_tensor(f).float() for name,f in found.items()}
 
 def _rows(f, test, metric, name, shots, seed):

@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     from pgflkd.deploy import export
     torch.manual_seed(0)
     net = Baseline(reid_body('resnet18', None, stride=16), 5).eval()
-    return export(net, tmp_path_factory.mktemp('model')/'student.safetensors', size=(32, 16))
+    return export(net, tmp_path_factory.mktemp('model')/'student.onnx', size=(32, 16))
 
 
 @pytest.fixture(scope='module')
@@ -61,14 +61,17 @@ def run(command, *args):
     return subprocess.run([*command, *map(str, args)], capture_output=True, text=True, timeout=300)
 
 
-def killed_after(args, out, parts):
-    "Run `args` until `parts` are laid aside in `out`, and kill it; how many there are then"
+def killed_after(args, out, rows):
+    "Run `args` until the gallery `out` holds so many `rows`, and kill it; how many it holds then"
+    from pgflkd.gallery import Gallery
     quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ, OMP_NUM_THREADS='1'))
     process = subprocess.Popen(args, **quiet)
-    while process.poll() is None and len(list(out.glob('.parts-*/*.npz')))<parts: time.sleep(.005)
+    while process.poll() is None:
+        if (out/'gallery.json').exists() and len(Gallery.open(out))>=rows: break
+        time.sleep(.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    return len(list(out.glob('.parts-*/*.npz')))
+    return Gallery.open(out).check()
 
 
 @pytest.mark.slow
@@ -77,17 +80,15 @@ def test_kill_and_resume(model, crops, command, tmp_path):
     from pgflkd.gallery import Gallery
     out = tmp_path/'gallery'
     args = [*command('embed'), str(crops), '--model', str(model), '--out', str(out), '--every', '20', '--bs', '5']
-    counts = []
-    for parts in (1, 5, 9):
-        counts.append(killed_after(args, out, parts))
-        assert len(Gallery.open(out))==0          # the old state
-    assert counts==sorted(set(counts)) and counts[2]<15, counts       # killed in the middle each time, and it went on
+    counts = [killed_after(args, out, rows) for rows in (20, 100, 180)]
+    assert counts==sorted(set(counts)) and counts[2]<300, counts       # killed in the middle each time, and it went on
+    ids = set(Gallery.open(out).table.id)
     said = run(args)
     assert said.returncode==0 and '300 pictures, 1 skipped' in said.stdout and '999999' in said.stdout, said.stderr
     killed, calm = Gallery.open(out), Gallery.create(tmp_path/'calm', model)
-    assert set(map(os.path.basename, killed.table.fn))=={o.name for o in crops.iterdir()}-{'0007_c1s1_999999_00.png'}
-    assert killed.check()==300
-    calm.fill(pd.DataFrame(dict(fn=killed.table.fn)))
+    assert ids<set(killed.table.id)                                    # nothing was done twice
+    assert killed.check()==killed.table.fn.nunique()==300
+    calm.fill(killed.table[['fn']])
     assert np.abs(killed._now().features-calm._now().features).max()<1e-5
 
 
@@ -253,21 +254,28 @@ def spoil(rng, data):
     return bytes(data)
 
 
+def one_line(e):
+    "The message of `e`"
+    assert '\n' not in str(e)
+    return str(e)
+
+
 @pytest.mark.parametrize('which', ['gallery.json', 'table', 'features'])
 def test_spoilt_gallery(which, tmp_path):
     "A spoilt file is refused in one line that names it, or the gallery answers; no traceback, ever"
     from pgflkd.gallery import Gallery
     g, rng, refused = Gallery.create(tmp_path/'g', dim=4), np.random.default_rng(0), []
-    g.add(unit(rng, 9, 4), pd.DataFrame(dict(fn='a.png', pid=['ann', *range(8)], camid=3, time=range(9))))
-    g.calibrate(unit(rng, 120, 4), [0, 1]*60, far=.05)
+    seen = dict(pid=['ann', 0, 0, 1, 1, 2, 2, 3, 3], camid=[3, 3, 4, 3, 4, 3, 4, 3, 4])
+    g.add(unit(rng, 9, 4), pd.DataFrame(dict(fn='a.png', time=range(9), **seen)))
+    g.calibrate(far=.3)
     names = dict(zip(('features', 'table'), g.facts['files']))
     file = g.folder/names.get(which, which)
     whole = file.read_bytes()
     for _ in range(150):
         file.write_bytes(spoil(rng, whole))
         try: Gallery.open(g.folder).search(np.ones(4), camera=3, time=(0, 5))
-        except InputError as e: refused.append(str(e))
-    assert len(refused)>30 and all(why.startswith(str(g.folder)) and '\n' not in why for why in refused)
+        except InputError as e: refused.append(one_line(e))
+    assert len(refused)>30 and all(why.startswith(str(g.folder)) for why in refused)
     file.write_bytes(whole)
     assert g.check()==9
 
@@ -290,10 +298,6 @@ def test_no_pickle_is_opened(model, tmp_path):
         else: np.save(file, np.array([Bomb(mark)], object), allow_pickle=True)
         with pytest.raises(InputError): Gallery.open(tmp_path/'g')
     file.write_bytes(whole)
-    part = tmp_path/'g'/f'.parts-{g.facts["weights"]}/000000.npz'
-    part.parent.mkdir()
-    with open(part, 'wb') as out: np.savez(out, fn=np.array([Bomb(mark)], object), features=np.ones((1, 512)))
-    with pytest.raises(InputError, match='000000.npz'): g.fill(pd.DataFrame(dict(fn=['a.png'])))
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark)))                    # the bomb was a real one
     assert mark.exists()
@@ -326,7 +330,7 @@ def test_two_galleries_on_one_server(tmp_path):
     rng, pair = np.random.default_rng(0), []
     for where in ('a', 'b'):
         Gallery.create(tmp_path/where/'gallery', dim=16).add(unit(rng, 200, 16))
-        pair.append(Gallery.open(tmp_path/where/'gallery', search=Qdrant(client)))
+        pair.append(Gallery.open(tmp_path/where/'gallery', search=Qdrant(client, exact=False)))
     assert all(map(finds_its_own, pair))
     away = Gallery.open(tmp_path/'a/gallery')                 # changes without the server, as pgflkd_embed does
     away.delete(range(50))
@@ -338,22 +342,6 @@ def test_two_galleries_on_one_server(tmp_path):
     assert client.count(name).count==200
 
 
-@pytest.mark.slow
-def test_big_gallery_is_searched_by_faiss(tmp_path, monkeypatch):
-    "From 100,000 rows FAISS searches, and finds what numpy finds"
-    pytest.importorskip('faiss')
-    from pgflkd import gallery
-    rng = np.random.default_rng(0)
-    g = gallery.Gallery.create(tmp_path/'g', dim=16)
-    g.add(unit(rng, gallery.BIG, 16), pd.DataFrame(dict(camid=np.arange(gallery.BIG)%5)))
-    queries = unit(rng, 5, 16)
-    monkeypatch.setattr(gallery, '_by_numpy', None)           # it is not asked
-    by_faiss = g.search(queries, 10, not_camera=3)
-    monkeypatch.undo()
-    by_numpy = gallery.Gallery.open(tmp_path/'g', search=gallery._by_numpy).search(queries, 10, not_camera=3)
-    for a, b in zip(by_faiss, by_numpy): assert a.id.tolist()==b.id.tolist()
-
-
 def test_search_command(model, crops, command, tmp_path):
     "The command finds the picture itself, knows its network, obeys its filters, and refuses in one line"
     said = run(command('embed'), crops, '--model', model, '--out', tmp_path/'g')
@@ -362,7 +350,7 @@ def test_search_command(model, crops, command, tmp_path):
     said = run(command('search'), tmp_path/'g', query, other, '--top', 3)
     lines = said.stdout.split('\n')
     assert said.returncode==0 and query.name in lines[2] and other.name in lines[7], said.stdout+said.stderr
-    said = run(command('search'), tmp_path/'g', query, '--camera', '0,2')
+    said = run(command('search'), tmp_path/'g', query, '--camera', '1,3')
     assert query.name not in said.stdout and '_c1s1' in said.stdout
     said = run(command('search'), tmp_path/'g', query, '--time', 'x')
     assert said.returncode==2 and said.stderr.count('\n')==1, said.stderr

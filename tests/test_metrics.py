@@ -69,6 +69,14 @@ def test_what_cannot_be_used_is_said_in_one_line(at):
         with pytest.raises(ValueError, match=why):
             evaluate_features(q, g, *given)
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize('side', [0, 1])
+def test_features_that_cannot_be_compared_are_refused(value, side):
+    q, g, ids = case(3)
+    (q, g)[side][120,5] = value
+    with pytest.raises(ValueError, match='not finite, or too large to square'):
+        evaluate_features(q.astype('float32'), g.astype('float32'), *ids)
+
 def unit(x):
     return x/np.linalg.norm(x, axis=1, keepdims=True)
 

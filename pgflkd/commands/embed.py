@@ -7,73 +7,98 @@ __all__ = ['embed_command']
 
 # %% ../../nbs/engine/34_embed.ipynb #cell0003
 import os, re, sys, time
+from importlib.util import find_spec
 from pathlib import Path
-from ..errors import command, guarded, InputError, need
+from ..errors import command, guarded, need
 
 # %% ../../nbs/engine/34_embed.ipynb #cell0005
 @command
 def embed_command(
-    pictures:str,      # Folder of pictures, searched with its subfolders
-    model:str='',      # File of the network, .safetensors or .onnx; left out: the one of the gallery
-    out:str='gallery', # Folder of the gallery; run again to go on with it
-    table:str='',      # CSV with fn (relative to PICTURES), and pid, camid, time as far as known
-    bs:int=32,         # Pictures at a time
-    every:int=256,     # Pictures whose features are kept at once: what a kill may cost
-    device:str='',     # Where the network runs; left out: the first GPU, or the CPU
+    pictures:str,         # Folder of pictures, searched with its subfolders
+    model:str='',         # File of the network, .safetensors or .onnx; left out: the one of the gallery
+    out:str='gallery',    # Folder of the gallery; run again to go on with it
+    table:str='',         # CSV with fn (relative to PICTURES), and pid, camid, time as far as known
+    pattern:str='',       # Where names tell it, for example {camera}_{person}_* or {person}/*
+    flip:bool=False,      # Make each feature from a picture and its mirror image, those of queries too
+    prune:bool=False,     # Forget what came from PICTURES and is not there any more
+    calibrate:float=None, # Let a search for a stranger name somebody at this rate, and else nobody, for example .01
+    bs:int=32,            # Pictures at a time
+    every:int=1024,       # Pictures that are kept at once: what a kill may cost
+    device:str='',        # Where the network runs; left out: the first GPU, or the CPU
 ):
     "Embed every picture under a folder into a gallery for pgflkd_search"
-    guarded('pgflkd_embed', lambda: _embed(pictures, model, Path(out), table, bs, every, device))
+    def job():
+        need(bs>0 and every>0, f'--bs {bs} --every {every}: both are at least 1')
+        need(not (table and pattern), '--table and --pattern: give one of them')
+        rows    = _from_table(table, pictures) if table else _from_names(pictures, pattern, prune)
+        gallery = _gallery(Path(out), model, flip, device)
+        lost = gallery.fill(rows, every, bs, _shown, pictures if prune else None)
+        for why in lost[:10]: print(f'skipped {why}')
+        known = gallery.table.replace('', None)[['pid', 'camid', 'time']].count().to_dict()
+        print(f'{out}: {len(gallery):,} pictures, {len(lost)} skipped; known: {known}')
+        if calibrate is not None: print(_said_of(gallery.calibrate(calibrate)))
+        _carry(gallery)
+    guarded('pgflkd_embed', job)
 
-def _embed(pictures, model, out, table, bs, every, device):
-    "Make the gallery `out`, or go on with it"
+def _gallery(out, model, flip, device):
+    "The gallery `out`, new or opened"
     from pgflkd.deploy import load_embedder
     from pgflkd.gallery import Gallery
-    there = (out/'gallery.json').exists()
-    need(there or model, 'pgflkd_embed: give the file of the network with --model')
-    need(bs>0 and every>0, f'--bs {bs} --every {every}: both are at least 1')
-    rows  = _from_table(table, pictures) if table else _from_names(pictures)
-    model = load_embedder(model or Gallery.open(out).facts['network'] or '', device or _device())
-    gallery = Gallery.open(out, model) if there else Gallery.create(out, model)
-    lost = gallery.fill(rows, every, bs, _Progress())
-    for why in lost[:10]: print(f'skipped {why}')
-    print(f'{out}: {len(gallery):,} pictures, {len(lost)} skipped')
+    old = Gallery.open(out) if (out/'gallery.json').exists() else None
+    need(old or model, 'pgflkd_embed: give the file of the network with --model')
+    need(not old or old.facts['flip']>=flip, f'{out}: was made without --flip; leave it out, or give another --out')
+    device = device or _device()
+    need(device=='cpu' or not model.endswith('.onnx'), f'{model}: runs on the CPU; leave out --device {device}')
+    if old and device=='cpu' and not model: return old
+    embedder = load_embedder(model or old.facts['network'], device)
+    return Gallery.open(out, embedder) if old else Gallery.create(out, embedder, flip=flip)
 
 def _device():
     "The first GPU if there is one"
     import torch
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-class _Progress:
-    "One line: how many are done, and how long the rest will take"
-    start = None
-    def __call__(self, done, total):
-        if self.start is None: self.start = done, time.time()
-        first, began = self.start
-        left = (time.time()-began)/(done-first)*(total-done)/60 if done>first else 0
-        end  = '\n' if done==total else ''
-        said = f'\r{done:,} of {total:,} pictures, {left:.1f} min to go '
-        print(said, end=end, file=sys.stderr, flush=True)
+def _shown(parts):
+    "Go through `parts`, and say how far it is"
+    start = time.time()
+    for i, part in enumerate(parts, 1):
+        yield part
+        left = (time.time()-start)/i*(len(parts)-i)/60
+        print(f'part {i} of {len(parts)}, {left:.1f} min to go', file=sys.stderr, flush=True)
 
-_NAME = re.compile(r'(-?\d+)_c(\d+)(?:s\d+)?_(?:(t)\d+_)?f?(\d+)?')
+def _said_of(told):
+    "What a calibration found, in words"
+    return (f'nobody below {told["threshold"]:.3f}: of {told["strangers"]} people, searched for without their '
+            f'pictures, {told["far"]:.1%} are named; with them, {told["found"]:.0%} are found '
+            f'({told["found_without"]:.0%} if the first is always named)')
 
-def _from_names(folder):
-    "The table of the pictures below `folder`; cameras count from 1 in Market-1501's names, from 0 in our world's"
+def _carry(gallery):
+    "Write the network into the gallery as ONNX, so that a search need not load torch"
+    file, own = Path(gallery.facts['network']), gallery.folder/'network.onnx'
+    if own.exists() or file.suffix=='.onnx': return
+    lost = [o for o in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(o)]
+    if lost: return print(f'a search loads torch, some seconds; to save them: pip install {" ".join(lost)}, run again')
+    from pgflkd.deploy import export, load_student
+    export(load_student(file), own)
+
+_NAME = re.compile(r'(-?\d+)_c(\d+)(?:s\d+)?_(?:t\d+_)?f?(\d+)?')
+
+def _from_names(folder, pattern, none=False):
+    "The table of the pictures below `folder`, by their names: `pattern`, or those of Market-1501 and of our world"
     import pandas as pd
     from pgflkd.files import list_pictures
-    rows = []
+    from pgflkd.readers.folders import _reader
+    read, rows = _reader(pattern, 'person', os.path.abspath(folder)) if pattern else None, []
     for fn in list_pictures(os.path.abspath(folder)):
-        known = _NAME.match(os.path.basename(fn))
-        row = dict(fn=fn)
-        if known: row |= dict(pid=int(known[1]), camid=int(known[2])-(not known[3]), time=known[4])
-        rows.append(row)
-    need(rows, f'{folder}: holds no picture')
-    return pd.DataFrame(rows)
+        plain = _NAME.match(os.path.basename(fn))
+        known = read(Path(fn))[:2] if read else [int(o) for o in plain.groups() if o] if plain else []
+        rows.append(dict(zip(('pid', 'camid', 'time'), known), fn=fn))
+    need(rows or none, f'{folder}: holds no picture')
+    return pd.DataFrame(rows, columns=['fn', 'pid', 'camid', 'time'])
 
 def _from_table(path, folder):
     "The table in the CSV `path`, with full names"
-    import pandas as pd
-    try: rows = pd.read_csv(path, dtype=str)
-    except (OSError, ValueError) as e: raise InputError(f'{path}: not readable as CSV ({type(e).__name__})') from None
-    need('fn' in rows, f'{path}: has no column fn')
-    need(rows.fn.notna().all(), lambda: f'{path}: row {rows.fn.isna().argmax()} has no fn')
+    from pgflkd.readers.folders import _read_csv
+    rows = _read_csv(Path(path)).rename(columns=str.strip)
+    need('fn' in rows and all(rows.fn), f'{path}: wants a column fn that names a picture in each row')
     return rows.assign(fn=[os.path.join(os.path.abspath(folder), fn) for fn in rows.fn])

@@ -17,30 +17,35 @@ def _estimator(name, weights):
     need(name in kinds, f'unknown estimator {name}: take one of {", ".join(kinds)}')
     return kinds[name](*[weights] if weights else [])
 
-def _convert(folder, keypoints, out):
+def _convert(folder, keypoints, out, order):
     "Write what is in `keypoints` about the pictures in `folder` to `out`"
     from pgflkd.readers.poses import read_keypoints
     free = Path(out).suffix=='.npz' and not Path(out).exists()
     need(free, f'{out}: exists, or does not end in .npz; give another name')
-    store = read_keypoints(keypoints, images=folder)
+    names = [o.strip() for o in order.split(',')] if order else None
+    store = read_keypoints(keypoints, images=folder, order=names)
     store.save(out)
     print(f'{out}: {store}')
 
 @command
 def pose_command(
     folder:str,              # Folder of pictures
-    estimator:str='vitpose', # vitpose or rcnn
+    estimator:str|None=None, # vitpose (default) or rcnn
     weights:str|None=None,   # File or Hugging Face name of the network; left out: the estimator's own, downloaded
     out:str='keypoints.npz', # File to write
-    bs:int=32,               # Pictures at a time
+    bs:int|None=None,        # Pictures at a time (32)
     convert:str|None=None,   # Do not estimate: read these keypoints (OpenPose, AlphaPose, COCO, Market CSV)
+    order:str|None=None,     # With --convert: names of the joints with commas, where their number does not tell
 ):
     "Poses for a folder of crops, written to one file; a run that was stopped goes on where it was"
     def job():
-        if convert: return _convert(folder, convert, out)
+        need(convert or not order, '--order: is of no use without --convert; leave it out')
+        idle = estimator or weights or bs
+        need(not (convert and idle), f'--convert: nothing is estimated, so {idle} is of no use; leave it out')
+        if convert: return _convert(folder, convert, out, order)
         need(Path(folder).is_dir(), f'{folder}: no such folder; give one that holds pictures')
         from pgflkd.estimate import estimate_poses
-        store, bad = estimate_poses(folder, _estimator(estimator, weights), out, bs)
+        store, bad = estimate_poses(folder, _estimator(estimator or 'vitpose', weights), out, bs or 32)
         print(f'\n{out}: {store}')
         some = '\n  '.join(why for _,why in bad[:5])
         if bad: print(f'{len(bad)} pictures could not be read and are left out:\n  {some}')

@@ -6,52 +6,83 @@
 __all__ = ['search_command']
 
 # %% ../../nbs/engine/35_search.ipynb #cell0003
-from importlib.util import find_spec
-from pathlib import Path
-from ..errors import command, guarded, need
+import os, re
+from ..errors import command, guarded, InputError, need
 
 # %% ../../nbs/engine/35_search.ipynb #cell0005
 @command
 def search_command(
     gallery:str,           # Folder that pgflkd_embed wrote
-    *pictures:str,         # Pictures of the people to look for
-    model:str='',          # File of the network, if it is not where the gallery remembers it
+    *pictures:str,         # Pictures of the people to look for, or folders of them
+    model:str='',          # File of the network; left out: the one that the gallery holds or remembers
     top:int=10,            # How many answers
-    threshold:float=None,  # Cosine from which it is the same person
+    threshold:float=None,  # Cosine from which it is the same person; left out: the calibrated one
     camera:str='',         # Only these cameras, for example 1,4 or door,hall
     not_camera:str='',     # Not these cameras
     time:str='',           # FROM/TO, numbers or dates; either may be left out
+    together:bool=False,   # The pictures show one person: one answer, by the mean of their features
+    rerank:bool=False,     # Put the nearest 200 in order by the neighbours that they share with the query
+    picture:str='',        # Draw the answers into this file, for example answer.png
 ):
     "Search a gallery for the people on pictures"
-    guarded('pgflkd_search', lambda: _search(gallery, list(pictures), model, top, threshold, camera, not_camera, time))
+    def job():
+        need(time.count('/')==bool(time), f'--time {time}: write FROM/TO, for example 900/1200 or 2024-03-01T09:00/')
+        need(not picture or picture.lower().endswith(('.png', '.jpg')), f'--picture {picture}: give a .png or .jpg')
+        from pgflkd.gallery import Gallery
+        queries = _queries(pictures)
+        opened, order = Gallery.open(gallery, model or None), None
+        if rerank: from pgflkd.rerank import k_reciprocal as order
+        where   = [re.split(r'\s*,\s*', o) if o else None for o in (camera, not_camera)]
+        bounds  = [o.strip() or None for o in time.split('/')] if time else None
+        answers = opened.search(queries, top, *where, bounds, threshold, together, order)
+        if together: queries, answers = queries[:1], [answers]
+        _tell(queries, answers, None if together else opened.facts['threshold'], threshold, len(opened))
+        if picture: _drawn(queries, answers).save(picture)
+    guarded('pgflkd_search', job)
 
-def _search(folder, pictures, model, top, threshold, camera, not_camera, time):
-    "Print the answer for each of `pictures`"
-    need(pictures, 'pgflkd_search: give a picture after the gallery')
-    need(time.count('/')==bool(time), f'--time {time}: write FROM/TO, for example 900/1200 or 2024-03-01T09:00/')
-    gallery = _open(folder, model)
-    bounds  = [o.strip() or None for o in time.split('/')] if time else None
-    answers = gallery.search(pictures, top, _names(camera), _names(not_camera), bounds, threshold)
-    known   = gallery.facts['threshold'] if threshold is None else None
-    for picture, answer in zip(pictures, answers):
-        if len(pictures)>1: print(f'{picture}:')
-        if not len(answer): print('no picture fits camera and time')
-        else: print(answer.to_string(index=False, float_format='{:.3f}'.format))
-        if answer.match.isna().any() or answer.match.any() or not len(answer): continue
-        print(f'nobody: none reaches {known["threshold"] if known else threshold:.3f}', end='')
-        print(f' (false-accept rate {known["far"]:.1%}, calibrated among {known["size"]:,} pictures)' if known else '')
+def _queries(pictures):
+    "The files that were given, and those in folders that were given"
+    from pgflkd.files import list_pictures
+    found = []
+    for given in pictures: found += list_pictures(given) if os.path.isdir(given) else [given]
+    need(found, 'pgflkd_search: give a picture after the gallery')
+    return found
 
-def _names(text):
-    "The cameras in a list with commas"
-    return [o.strip() for o in text.split(',')] if text else None
+def _nobody(answer):
+    "Whether there is a threshold, and nothing in `answer` reaches it"
+    return bool(answer.match.notna().all() and not answer.match.any())
 
-def _open(folder, model):
-    "The gallery, with the ONNX file beside its network if that is the same network: it starts faster"
-    from pgflkd.deploy import load_embedder
-    from pgflkd.gallery import Gallery
-    gallery = Gallery.open(folder)
-    file = Path(model or gallery.facts['network'] or '')
-    if find_spec('onnxruntime') and file.suffix=='.safetensors' and file.with_suffix('.onnx').is_file():
-        embedder = load_embedder(file.with_suffix('.onnx'))
-        if embedder.card['weights']==gallery.facts['weights']: model = embedder
-    return Gallery.open(folder, model) if model else gallery
+def _tell(queries, answers, known, threshold, size):
+    "Print the answers, by the `known` calibration or the given `threshold`"
+    for query, answer in zip(queries, answers):
+        if len(queries)>1: print(f'{query}:')
+        shown = answer.drop(columns='id').assign(score=answer.score.map('{:.3f}'.format))
+        print(shown.to_string(index=False) if len(answer) else 'no picture fits camera and time')
+        if len(answer) and _nobody(answer): print(f'nobody: none reaches {threshold or known["threshold"]:.3f}')
+    if not known or threshold is not None: return
+    grown = f'; there are {size:,} now, calibrate again' if size>=2*known['size'] else ''
+    print(f'(false-accept rate {known["far"]:.1%}, calibrated among {known["size"]:,} pictures{grown})')
+
+def _drawn(queries, answers):
+    "A picture with a row for each query: itself, and what was found; a green frame: the same person"
+    from PIL import Image
+    page = Image.new('RGB', (120*(1+max(map(len, answers))), 250*len(queries)), 'white')
+    for y, (query, answer) in enumerate(zip(queries, answers)):
+        none = _nobody(answer)
+        _put(page, (0, 250*y), query, 'nobody' if none else 'asked', 'red' if none else 'black')
+        for x, row in enumerate(answer.itertuples(), 1):
+            words = f'{row.score:.2f}\nperson {row.pid}\ncamera {row.camid}'
+            _put(page, (120*x, 250*y), row.fn, words, 'green' if str(row.match)=='True' else 'white')
+    return page
+
+def _put(page, place, file, words, frame):
+    "Draw the picture in `file` in a coloured frame, with `words` below, at the `place` (x,y) of `page`"
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+    from pgflkd.files import open_picture
+    try: picture = ImageOps.contain(open_picture(file), (100, 176))
+    except InputError: picture, words = Image.new('RGB', (88, 176), 'silver'), f'{words}\n(file is gone)'
+    x, y = place[0]+60-picture.width//2, place[1]+10
+    draw = ImageDraw.Draw(page)
+    draw.rectangle((x-5, y-5, x+picture.width+4, y+picture.height+4), frame)
+    page.paste(picture, (x, y))
+    draw.multiline_text((place[0]+60, y+184), words, 'black', ImageFont.load_default(13), 'ma', align='center')

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from .train import make_recipe, named, one_of, read_crops, read_seeds, use_device
 from ..errors import command, guarded, need
-from ..files import open_picture, write_whole
+from ..files import check_pictures, file_state, fingerprint, write_whole
 from ..records import add_rows, run_facts
 
 # %% ../../nbs/engine/36_transfer.ipynb #cell0005
@@ -37,7 +37,8 @@ def transfer_run(
     need(joints is not None or 'pgflkd' not in models, 'PGFL-KD learns from pose: give joints, or models=("baseline",)')
     for name,table in targets.items():     # every target can be asked and opened, or it is said now
         benchmark_table(np.ones((len(table), 1), np.float32), table, name, repeats=1)
-        for fn in table.fn: open_picture(fn)
+        check_pictures(table.fn)
+    check_pictures(source.fn)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in seeds:
@@ -60,9 +61,10 @@ def _trained(model, dls, out, seed, recipe):
     from pgflkd.learner import baseline_learner, pgflkd_learner
     stem = f'{model}_{seed}'
     file, made = out/f'{stem}.safetensors', out/f'{stem}.json'
-    want = named(recipe) | dict(n_classes=dls.n_classes)
+    data = dls.train_df[['fn', 'pid', 'camid']].values.tolist()
+    want = named(recipe) | dict(start=file_state(recipe.weights or ''), data=fingerprint(data), posed=dls.posed)
     same = not made.exists() or json.loads(made.read_text())==want
-    need(same, f'{made}: a run with other settings; give another out=')
+    need(same, f'{made}: a run with other settings or pictures; give another out=')
     write_whole(made, lambda f: f.write_text(json.dumps(want)))
     if not file.exists():
         set_seed(seed)
@@ -78,12 +80,12 @@ def _trained(model, dls, out, seed, recipe):
 # %% ../../nbs/engine/36_transfer.ipynb #cell0009
 def _read_targets(text):
     "Format -> table of the sets that `text` names, as format=PATH with commas between; raises `InputError`"
-    from pgflkd.datasets import READERS
+    from pgflkd.datasets import READERS, read_data
     found = {}
     for word in filter(None, (o.strip() for o in text.split(','))):
         format, _, path = word.partition('=')
         need(format in READERS and path, f'--targets: {word!r} is not format=PATH; formats are {", ".join(READERS)}')
-        found[format] = READERS[format](path)
+        found[format] = read_data(path, format)
     need(found, '--targets names nothing; give for example occluded_reid=data/Occluded_REID,duke=data/DukeMTMC-reID')
     return found
 
@@ -92,8 +94,8 @@ def transfer_command(
     data:str,                  # Folder to train on
     targets:str,               # What to test on: format=PATH, with commas between
     keypoints:str|None=None,   # Keypoint file (.npz) of the folder to train on
-    format:str='market1501',   # What that folder is
-    models:str='baseline,pgflkd', # What to train
+    format:str|None=None,      # What that folder is; left out: market1501, or names with a pattern
+    models:str|None=None,      # What to train; left out: baseline, and with keypoints pgflkd
     seeds:str='0,1,2',         # One training each
     recipe:str='paper',        # paper or quick: what each of the next six is, if left out
     epochs:int|None=None,      # Epochs of each training
@@ -105,15 +107,19 @@ def transfer_command(
     num_workers:int=0,         # Processes that read pictures beside the training
     device:str|None=None,      # cpu, cuda, cuda:1; left out: a GPU if there is one
     out:str='runs/transfer',   # Folder of the run
+    pattern:str|None=None,     # How names say who it is, for example '{camera}_{person}_*'
+    camera:str|None=None,      # How file names say the camera in folders or a table: '*_c{camera}s*'
+    test:str|None=None,        # Own crops without roles: share of the people held out (.3), or a fold (2/5)
+    lists:str|None=None,       # Occluded-Duke: folder of its published lists
 ):
     "Train on one set, test on others as they are: the transfer protocol of Tables 2 and 3"
     options = dict(epochs=epochs, arch=arch, weights=weights, size=size, bs=bs, per_id=per_id)
     def job():
         how, draws = make_recipe(recipe, **options), read_seeds(seeds)
-        names = models.split(',') if keypoints else ['baseline']
+        names = (models or ('baseline,pgflkd' if keypoints else 'baseline')).split(',')
         for o in names: one_of('models', o, ('baseline', 'pgflkd'))
-        if not keypoints: print('no --keypoints: the baseline alone is trained')
-        df, joints = read_crops(data, format, keypoints)
+        own = dict(pattern=pattern, camera=camera, test=test, lists=lists)
+        df, joints = read_crops(data, format, keypoints, **own)
         tables = _read_targets(targets)
         use_device(device)
         t = transfer_run(df, tables, joints, out, names, draws, how, num_workers=num_workers)

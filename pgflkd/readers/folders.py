@@ -11,29 +11,45 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from ..errors import InputError, need
-from ..files import list_pictures
+from ..files import PICTURES, list_pictures
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0007
 def split_people(
-    df:pd.DataFrame, # fn, pid, camid
-    test:float=.3,   # share of the people held out
-    seed:int=0,      # who they are
-)->pd.DataFrame:     # `df` with `role`; `camid` is 1 in the gallery and 0 elsewhere if there is one camera only
+    df:pd.DataFrame,    # fn, pid, camid
+    test:float|str=.3,  # share of the people held out, or a fold: '2/5' is the second of five
+    seed:int=0,         # who they are
+)->pd.DataFrame:        # `df` with `role`; `camid` is 1 in the gallery and 0 elsewhere if there is one camera only
     "Hold out people of `df`, not pictures; the same ones for the same seed, whatever the order of the rows"
     df = df.reset_index(drop=True)
-    alone = df.camid.nunique()<2
     known = df[df.pid>0].groupby('pid').agg(pictures=('fn','size'), cameras=('camid','nunique'))
     several = known[known.pictures>1]
-    askable = sorted(several.index[(several.cameras>1) | alone])
-    n = max(1, round(test*len(several))) if test else 0
-    held = np.random.default_rng(seed).permutation(askable)[:n]
+    askable = several.index[(several.cameras>1) | (df.camid.nunique()<2)]
+    held = _drawn(sorted(askable), test, seed, len(several))
+    role = np.where(df.pid.isin(several.index), 'train', 'gallery')
+    return _with_queries(df.assign(role=np.where(df.pid.isin(held), 'test', role)))
+
+def _drawn(people, test, seed, n):
+    "Those of `people` who are held out: a fold of them, or a share of `n`"
+    people = np.random.default_rng(seed).permutation(people)
+    why = f'test={test}: give a share of the people, for example .3, or a fold of at least two, for example 2/5'
+    fold, _, folds = str(test).partition('/')
+    if folds:
+        need(fold.isdigit() and folds.isdigit() and 0<int(fold)<=int(folds)!=1, why)
+        need(len(people)>=int(folds), f'test={test}: {len(people)} people can be tested; take fewer folds')
+        return people[int(fold)-1::int(folds)]
+    try: share = float(test)
+    except ValueError: share = -1
+    need(0<=share<=1, why)
+    return people[:max(1, round(share*n)) if share else 0]
+
+def _with_queries(df):
+    "`df` whose role test became query, for the first picture of a person in each camera, and gallery"
     first = ~df.sort_values('fn', kind='stable').duplicated(['pid','camid']).sort_index()
-    role = np.where(first, 'query', 'gallery')
-    role = np.where(df.pid.isin(held), role, np.where(df.pid.isin(several.index), 'train', 'gallery'))
-    return df.assign(role=role, camid=(role=='gallery').astype(int) if alone else df.camid)
+    role = df.role.where(df.role!='test', np.where(first, 'query', 'gallery'))
+    return df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else (role=='gallery').astype(int))
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0011
-_ROLES = ('train','query','gallery')
+_ROLES = ('train','query','gallery','test','val')
 _NUMBERED = dict(   # column: (where names are kept, smallest number, number of the first name, what it should be)
     pid   = ('person', -1, 1, 'a person is a whole number: 1 and more, 0 a distractor, -1 junk; or all are names'),
     camid = ('camera',  0, 0, 'a camera is a whole number from 0; or all are names'))
@@ -44,32 +60,50 @@ def _refuse(ok, df, column, source, first, why):
     i = int(np.argmin(ok.to_numpy()))
     raise InputError(f'{source}: row {i+first}: {column} is {df[column].tolist()[i]!r}; {why}')
 
-def _numbers(col, least, first):
+def _numbers(col, text, least, first):
     "The numbers of `col`, which of them can be used, and whether they were names, numbered from `first`"
-    text = col.astype(str).str.strip()
     ok = text.str.fullmatch(r'-?[0-9]{1,10}(\.0+)?').astype(bool)
     if ok.mean()<.5 and col.notna().all():
         return text.map({o: i for i,o in enumerate(sorted(set(text)), first)}), text!='', True
     number = pd.to_numeric(text.where(ok, '-2')).astype(np.int64)
     return number, ok & (number>=least) & (number<2**31), False
 
+def _numbered(df, source, first):
+    "`df` with people and cameras as numbers, names kept beside them"
+    for column,(kept, least, start, why) in _NUMBERED.items():
+        text = df[column].astype(str).str.strip()
+        number, ok, named = _numbers(df[column], text, least, start)
+        _refuse(ok, df, column, source, first, why)
+        same = text.str.lower() if named else number
+        _refuse(text==text.groupby(same).transform('first'), df, column, source, first,
+                'another row spells the same one otherwise; spell it in one way')
+        if named: df = df.assign(**{kept: text})
+        df = df.assign(**{column: number})
+    return df
+
+def _with_columns(df, source):
+    "`df` without columns in which nothing is known; raises `InputError` if it has no rows, pictures or people"
+    need(len(df), f'{source}: holds no rows; give one a picture')
+    for column in ('fn','pid'):
+        has = ', '.join(map(str, df.columns[:8]))
+        why = f"no column {column!r} among {has}; call it so, or give rename={{'yours': {column!r}}}"
+        need(column in df, f'{source}: {why}')
+    return df.drop(columns=[o for o in ('camid','role') if o in df and df[o].isin([None, np.nan, '']).all()])
+
 def _checked(df, source, first=0, test=.3, seed=0):
     "`df` in whole numbers and known roles; raises `InputError` naming `source` and the row, counted from `first`"
-    for column in ('fn','pid','camid'):
-        has = ', '.join(map(str, df.columns[:8]))
-        why = f"no column {column!r} among {has}; rename yours with rename={{'yours': {column!r}}}"
-        need(column in df, f'{source}: {why}')
-    path = df.fn.astype(str)
+    df = _with_columns(df, source)
+    blind, path = 'camid' not in df, df.fn.astype(str)
     _refuse(df.fn.notna() & (path.str.strip()!=''), df, 'fn', source, first, 'give the path of a picture')
-    df = df.assign(fn=path)
-    for column,(kept, least, start, why) in _NUMBERED.items():
-        number, ok, named = _numbers(df[column], least, start)
-        _refuse(ok, df, column, source, first, why)
-        if named: df[kept] = df[column].astype(str)
-        df[column] = number
-    if 'role' in df: _refuse(df.role.isin(_ROLES), df, 'role', source, first, 'take train, query or gallery')
+    df = _numbered(df.assign(fn=path, camid=0 if blind else df.camid), source, first)
+    if 'role' in df: _refuse(df.role.isin(_ROLES), df, 'role', source, first, f'take {", ".join(_ROLES)}')
     _one_person_each(df[['fn','pid']].drop_duplicates(), source)
-    return _with_roles(from_one(df, source), source, test, seed)
+    single = df.camid.nunique()<2
+    df = _with_roles(from_one(df, source), source, test, seed)
+    if blind: df['camid'] = (df.role=='gallery').astype(int)
+    if single and df.camid.nunique()>1:
+        print(f'{source}: no two cameras are known, so the gallery counts as a second one: kinder than life')
+    return df
 
 def _one_person_each(people, source):
     "Name the first picture of two people in the different rows `people`"
@@ -90,71 +124,104 @@ def from_one(
     return df.assign(pid=df.pid + (df.pid>=0))
 
 def _with_roles(df, source, test, seed):
-    "`df`, or if it has no roles, `df` with people held out, and a line that says so"
-    if 'role' in df: return df
+    "`df` in the roles train, query and gallery, with people held out where nobody says more, and lines that say so"
+    if 'role' not in df: return _held_out(df, source, 'no roles are given', test, seed)
+    roles = set(df.role)
+    tested = roles & {'query','gallery'} or ({'test'} if 'test' in roles else {'val'})
+    left = sorted(roles-tested-{'train'})
+    if left: print(f'{source}: read {", ".join(sorted(roles-set(left)))}; left out {", ".join(left)}')
+    df = df[~df.role.isin(left)].replace(dict(role=dict(val='test'))).reset_index(drop=True)
+    train = df.role=='train'
+    both = set(df.pid[train]) & set(df.pid[df.role=='test'])
+    if not both: return _with_queries(df) if 'test' in set(df.role) else df
+    why = f'{len(both)} people are in train and in {"".join(tested)}, and a test on them measures memory'
+    return _held_out(df.drop(columns='role'), source, why, test, seed)
+
+def _held_out(df, source, why, test, seed):
+    "`df` with people held out, and a line that says `why`"
     df = split_people(df, test, seed)
     n, m = (df.pid[df.role==role].nunique() for role in ('train','query'))
     pictures = df.role.value_counts()
-    print(f'{source}: no roles are given, so people are held out (seed {seed}): {n} to train on, {m} to test, '
+    print(f'{source}: {why}, so people are held out (test {test}, seed {seed}): {n} to train on, {m} to test, '
           f'with {pictures.get("query", 0)} queries and {pictures.get("gallery", 0)} gallery pictures')
     return df
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0012
 def from_df(
-    data:pd.DataFrame|str|Path,  # a table, or the path of a CSV: fn, pid, camid, and role if you know it
-    root:str|Path|None=None,     # folder from which paths are meant; None: the folder of the CSV, or the present one
-    rename:dict|None=None,       # your names of columns: {'path': 'fn', 'label': 'pid'}
-    test:float=.3,               # share of the people held out, if there is no column role
-    seed:int=0,                  # who they are
-)->pd.DataFrame:                 # the table; names of people and cameras are kept in `person` and `camera`
+    data:pd.DataFrame|str|Path,      # a table, or the path of a CSV: fn, pid, and camid and role if you know them
+    root:str|Path|None=None,         # folder from which paths are meant; None: that of the CSV, or the present one
+    rename:dict|None=None,           # your names of columns: {'path': 'fn', 'label': 'pid'}
+    camera:str|Callable|None=None,   # without camid: how file names say it, as '*_c{camera}s*', or path -> camera
+    test:float|str=.3,               # people held out, if there is no column role; see `split_people`
+    seed:int=0,                      # who they are
+)->pd.DataFrame:                     # the table; names of people and cameras are kept in `person` and `camera`
     "Take a table you have; raises `InputError` naming the first bad row of `data`, but does not look for the files"
-    source, first = 'the table', 0
+    source, first, df = 'the table', 0, data
     if not isinstance(data, pd.DataFrame):
         source, first = str(data), 2                     # row 2 of the file is the first under its header
-        root = root or Path(data).absolute().parent
-        try: data = pd.read_csv(data, dtype=str, keep_default_na=False)
-        except Exception as e:
-            why = ' '.join(str(e).split())[:160]
-            why = f'cannot be read as a CSV ({why}); save it with commas and one header line'
-            raise InputError(f'{source}: {why}') from None
-    need(len(data), f'{source}: holds no rows; give one a picture')
-    df = data.rename(columns=lambda o: str(o).strip()).rename(columns=rename or {}).reset_index(drop=True)
+        path = Path(data).expanduser().absolute()
+        root, df = root or path.parent, _read_csv(path)
+    df = df.rename(columns=lambda o: str(o).strip()).rename(columns=rename or {}).reset_index(drop=True)
+    if camera and 'fn' in df:
+        need('camid' not in df, f'{source}: has a column camid; drop it, or leave out camera')
+        df['camid'] = _cameras(df.fn, camera)
     df = _checked(df, source, first, test, seed)
     return df.assign(fn=[os.path.join(root or os.getcwd(), o) for o in df.fn])
 
-# %% ../../nbs/engine/17_folders.ipynb #cell0022
-_FIELDS = {'{person}': '(?P<person>[^/]+?)', '{camera}': '(?P<camera>[^/]+?)', '*': '[^/]*?',
-           '{role}': '(?P<role>train|query|gallery)'}
+def _read_csv(path):
+    "The table in the file `path` as text, whatever stands between its columns"
+    need(path.is_file(), f'{path}: no such file; give a CSV with the columns fn and pid, and maybe camid and role')
+    try:
+        with open(path, encoding='utf-8-sig') as f: header = f.readline()
+        between = max(',;\t', key=header.count)
+        df = pd.read_csv(path, sep=between, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+    except Exception as e:
+        why = f'cannot be read as a CSV ({" ".join(str(e).split())[:160]})'
+        raise InputError(f'{path}: {why}; save it as UTF-8, with commas and one header line') from None
+    if 'fn' in df: df['fn'] = df.fn.str.replace('\\', '/')           # as Windows writes paths
+    return df
 
-def _reader(pattern):
-    "The function of a path that `pattern` stands for"
-    need('{person}' in pattern, f'pattern {pattern!r}: says nothing of people; write {{person}} where names have them')
-    parts = re.split(r'(\{person\}|\{camera\}|\{role\}|\*)', pattern)
-    rule = re.compile('(?:.*/)?' + ''.join(_FIELDS.get(o, re.escape(o)) for o in parts))
+# %% ../../nbs/engine/17_folders.ipynb #cell0022
+_FIELDS = {'{person}': '(?P<person>[^/]+?)', '{camera}': '(?P<camera>[^/]+?)',
+           '{role}': f'(?P<role>{"|".join(_ROLES)})'}
+
+def _reader(pattern, wants, root=''):
+    "The function of a path below `root` that `pattern` stands for; the pattern must have the field `wants`"
+    parts = re.split(r'(\{.*?\}|\*)', pattern.replace('\\', '/'))
+    fields = [o for o in parts if o.startswith('{')]
+    good = '{'+wants+'}' in fields and set(fields)<=set(_FIELDS) and len(set(fields))==len(fields)
+    need(good, f'pattern {pattern!r}: write {{{wants}}} where names have it, and none of {", ".join(_FIELDS)} twice')
+    if parts[-1].lower() in PICTURES: parts[-1] = ''
+    rule = re.compile('(?:.*/)?' + ''.join({**_FIELDS, '*': '[^/]*?'}.get(o, re.escape(o)) for o in parts))
     def read(path):
-        found = rule.fullmatch(path.with_suffix('').as_posix())
+        found = rule.fullmatch(Path(os.path.relpath(path, root) if root else path).with_suffix('').as_posix())
         need(found, f'{path}: does not fit the pattern {pattern}; mend the pattern, or move the picture away')
         return tuple(found.groupdict().get(o) for o in ('person','camera','role'))
     return read
 
+def _cameras(fns, camera):
+    "What the pattern or the function `camera` says of each of `fns`"
+    if not isinstance(camera, str): return [str(_ask(camera, fn, 'the camera')) for fn in fns]
+    read = _reader(camera, 'camera')
+    return [read(fn)[1] for fn in fns]
+
 def from_names(
-    root:str|Path,      # folder of pictures, through all folders in it
-    rule:str|Callable,  # '{camera}_{person}_*'; or path -> (pid, camid, role) or None: leave it out
-    test:float=.3,      # share of the people held out, if nobody knows the roles
-    seed:int=0,         # who they are
-)->pd.DataFrame:        # the table, as from `from_df`
-    "Read from the name of each picture who is on it; raises `InputError` naming the picture at which the `rule` fails"
-    read = _reader(rule) if isinstance(rule, str) else rule
+    root:str|Path,         # folder of pictures, through all folders in it
+    pattern:str|Callable,  # '{camera}_{person}_*'; or path -> (pid, camid, role) or None: leave it out
+    test:float|str=.3,     # people held out, if nobody knows the roles; see `split_people`
+    seed:int=0,            # who they are
+)->pd.DataFrame:           # the table, as from `from_df`
+    "Read from the name of each picture who is on it; raises `InputError` naming the first that does not fit"
+    source, root = str(root), Path(root).expanduser().absolute()
+    read = _reader(pattern, 'person', root) if isinstance(pattern, str) else pattern
     rows, wants = [], '(pid, camid, role), or None to leave it out'
-    fns = list_pictures(Path(root).absolute())
+    fns = list_pictures(root)
     for fn in fns:
         said = _ask(read, fn, wants)
         need(said is None or np.shape(said)==(3,), f'{fn}: your function gave {said!r}; it should give {wants}')
         if said is not None: rows.append((fn, *said))
     need(rows, f'{root}: no picture among {len(fns)} has a person; see what your function gives')
-    df = pd.DataFrame(rows, columns=['fn','pid','camid','role'])
-    unknown = [o for o in ('camid','role') if df[o].isna().all()]
-    return _perhaps_blind(df.drop(columns=unknown), str(root), test, seed)
+    return _checked(pd.DataFrame(rows, columns=['fn','pid','camid','role']), source, test=test, seed=seed)
 
 def _ask(func, fn, wants):
     "What `func` says of the picture `fn`"
@@ -164,38 +231,31 @@ def _ask(func, fn, wants):
         name = getattr(func, '__name__', 'your function')
         raise InputError(f'{fn}: {name} failed with {type(e).__name__}: {e}; it should give {wants}') from None
 
-def _perhaps_blind(df, source, test, seed):
-    "The checked table of `df`, in which the gallery is a second camera if there is no column `camid`"
-    if 'camid' in df: return _checked(df, source, test=test, seed=seed)
-    df = _checked(df.assign(camid=0), source, test=test, seed=seed)
-    return df.assign(camid=(df.role=='gallery').astype(int))
-
 # %% ../../nbs/engine/17_folders.ipynb #cell0028
 def from_folders(
-    root:str|Path,              # folder of folders, one a person; or of `train`, `query`, `gallery` with such folders
-    camera:Callable|None=None,  # path -> camera, as number or text; None: nobody knows
-    test:float=.3,              # share of the people held out
-    seed:int=0,                 # who they are
-)->pd.DataFrame:                # the table, people numbered in alphabetical order, their names in `person`
+    root:str|Path,                  # folder of folders, one a person; or of `train`, `test`, ... with such folders
+    camera:str|Callable|None=None,  # how file names say it, for example '*_c{camera}s*'; or path -> camera
+    test:float|str=.3,              # people held out; see `split_people`
+    seed:int=0,                     # who they are
+)->pd.DataFrame:                    # the table, people numbered in alphabetical order, their names in `person`
     "Read a folder a person below `root`; raises `InputError` if a picture lies in none, or two folders are one person"
-    source, root = str(root), Path(root).absolute()
+    source, root = str(root), Path(root).expanduser().absolute()
     roles = [r for r in _ROLES if (root/r).is_dir()]
     rows = []
     for role in roles or ['']:
         for fn in list_pictures(root/role): rows.append((fn, Path(fn).relative_to(root/role).parts[0], role))
-    need(rows, f'{root}: holds no pictures; it should hold a folder a person')
+    need(rows, f'{root}: holds no pictures ({", ".join(PICTURES)}); it should hold a folder a person')
     df = pd.DataFrame(rows, columns=['fn','person','role'])
-    if not roles: df = df.drop(columns='role')
     left = [o.name for o in sorted(root.iterdir()) if roles and o.is_dir() and o.name not in roles]
-    if left: print(f'{source}: read {", ".join(roles)}; left out {", ".join(left)}')
+    if left: print(f'{source}: left out {", ".join(left)}; roles are {", ".join(_ROLES)}')
     df['pid'] = _people(df, root)
-    if camera: df['camid'] = [str(_ask(camera, fn, 'the camera')) for fn in df.fn]
-    return _perhaps_blind(df, source, test, seed)[['fn','pid','camid','role','person']]
+    if camera: df['camid'] = _cameras(df.fn, camera)
+    return _checked(df, source, test=test, seed=seed)
 
 def _people(df, root):
     "The numbers from 1 of the names in `person`, in alphabetical order"
-    for fn,person in zip(df.fn, df.person):
-        need(Path(fn).name!=person, f"{fn}: lies in no person's folder; move it into one, or away")
+    loose = [fn for fn,person in zip(df.fn, df.person) if os.path.basename(fn)==person]
+    need(not loose, f"{''.join(loose[:1])}: lies in no person's folder; move it into one, or away")
     names, seen = sorted(df.person.unique()), {}
     for name in names:
         other = seen.setdefault(name.strip().lower(), name)

@@ -6,13 +6,13 @@
 __all__ = ['to_coco', 'picture_sizes', 'read_keypoints']
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0003
-import json, os, re
+import json, os, posixpath, re
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from ..errors import InputError, need
 from ..files import list_pictures
-from ..keypoints import KeypointStore
+from ..keypoints import KeypointStore, find_names
 from ..pose import COCO_JOINTS
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0007
@@ -67,15 +67,22 @@ def _people(doc, name, order):
     for o in doc: found.setdefault(str(o['image_id']), []).append(_body(o, order))
     return 'results', found
 
+def _stated(doc):
+    "category -> names of its joints; None -> those of every category, if they are the same"
+    orders = {o.get('id'): tuple(o['keypoints']) for o in doc.get('categories', []) if o.get('keypoints')}
+    if len(set(orders.values()))==1: orders[None] = next(iter(orders.values()))
+    return orders
+
 def _coco(doc, order):
     "(name -> people, name -> (H,W) or nothing) of COCO annotations"
-    images = {o['id']: o for o in doc.get('images', [])}
-    orders = {o['id']: o['keypoints'] for o in doc.get('categories', []) if o.get('keypoints')}
+    images, orders = {o['id']: o for o in doc.get('images', [])}, _stated(doc)
     covered = .5 if any('num_keypoints' in o for o in doc['annotations']) else 1
     people, sizes = {o['file_name']: [] for o in images.values()}, {}
     for o in doc['annotations']:
         name = images[o['image_id']]['file_name'] if o['image_id'] in images else str(o['image_id'])
-        joints, score = _body(o, order or orders.get(o.get('category_id')))
+        names = order or orders.get(o.get('category_id')) or orders.get(None)
+        need(names or not orders, f'a person in {name} has no category with joints; give it one, or order=')
+        joints, score = _body(o, names)
         people.setdefault(name, []).append((joints*[1,1,covered], score*(1 if 'score' in o else covered)))
     for o in images.values():
         if 'height' in o and 'width' in o: sizes[o['file_name']] = o['height'], o['width']
@@ -117,20 +124,10 @@ def _upright_size(im):
 
 def _plain(names):
     "`names`, those with a drive or a root shortened to the part in which they differ"
-    names = [o.replace('\\', '/') for o in names]
+    names = [re.sub(r'^(\.\./)+', '', posixpath.normpath(o.replace('\\', '/'))) for o in names]
     far = [o for o in names if re.match('/|[A-Za-z]:/', o)]
     same = len(os.path.commonprefix([o.split('/')[:-1] for o in far]))
     return ['/'.join(o.split('/')[same:]) if o in set(far) else o for o in names]
-
-def _by_tail(paths):
-    "Any last parts of one of `paths`, with or without the ending -> the path; None where two paths end so"
-    found = {}
-    for path in paths:
-        parts = path.split('/')
-        for i in range(len(parts)):
-            tail = '/'.join(parts[i:])
-            for key in {tail, tail.rsplit('.', 1)[0]}: found[key] = path if found.get(key, path)==path else None
-    return {**found, **{path: path for path in paths}}
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0023
 def _json(path):
@@ -168,12 +165,15 @@ def read_keypoints(
     order:list|None=None,      # names of the joints, where neither the file nor their number says
 )->KeypointStore:              # `format` says what it was taken for
     "The keypoints at `path`, whatever wrote them; raises `InputError` if unknown, unreadable or about other pictures"
-    path = Path(path)
+    path = Path(path).expanduser()
     need(path.exists(), f'{path}: no such file or folder; give the keypoints')
     if path.suffix=='.npz': return KeypointStore.load(path, size)
     try:
         kind, people, stated = _read(path, order)
-        return _store(path, kind, people, stated, images, size)
+        store = _store(path, kind, people, stated, images, size)
+        standing = order or kind=='coco' or _standing(store.joints)
+        need(standing, f'{path}: of most people the feet lie above the head; give order=, the names of the joints')
+        return store
     except InputError as e:
         named = str(path) in str(e) or str(images) in str(e)
         raise e if named else InputError(f'{path}: {e}') from None
@@ -181,17 +181,22 @@ def read_keypoints(
         why = ' '.join(str(e).split())[:120]
         raise InputError(f'{path}: cannot be read as keypoints ({type(e).__name__}: {why})') from None
 
+def _standing(joints):
+    "Whether heads lie above feet, where both are seen: an order taken for another seldom stands"
+    y = np.where(joints[...,2]>.3, joints[...,1], np.nan)
+    with np.errstate(all='ignore'): head, feet = np.fmax.reduce(y[:,:5], 1), np.fmin.reduce(y[:,15:], 1)
+    return (head>feet).sum() <= (head<=feet).sum()
+
 def _store(path, kind, people, stated, images, size):
     "The store of `people`, under the names and with the sizes of the pictures in `images`"
+    names = _plain(people)
+    need(len(set(names))==len(names), f'{path}: two names are one picture; put folders before names, or drop one')
+    old = dict(zip(names, people))
     sizes = picture_sizes(images) if images is not None else {}
-    tails = _by_tail(sizes)
-    named, known = {}, {}
-    for old,name in zip(people, _plain(people)):
-        name = tails.get(name) or name
-        named[name] = people[old]
-        known[name] = stated.get(old, sizes.get(name, size))
-    there = images is None or not named or any(o in sizes for o in named)
-    need(there, f'{path}: speaks of pictures like {", ".join(list(named)[:1])}, and none of them is in {images}; '
-                'give their folder')
-    need(len(named)==len(people), f'{path}: two of its names are one picture; put folders before names, or drop one')
-    return KeypointStore.from_people(named, known, str(path), kind)
+    places = find_names(names, [os.path.join(os.path.abspath(images or ''), o) for o in sizes])
+    named = {o: names[i] for o,i in zip(sizes, places) if i>=0}                  # the picture's name -> the file's
+    need(named or not sizes or not names,
+         f'{path}: speaks of pictures like {", ".join(names[:1])}, and none of them is in {images}; give their folder')
+    named |= {o: o for o in set(names)-set(named.values())}
+    known = {o: stated.get(old[name], sizes.get(o, size)) for o,name in named.items()}
+    return KeypointStore.from_people({o: people[old[name]] for o,name in named.items()}, known, str(path), kind)

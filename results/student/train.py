@@ -15,11 +15,12 @@ from fastai.vision.core import imagenet_stats
 from fastcore.script import call_parse
 
 from pgflkd.callbacks import rank_sets
-from pgflkd.checkpoint import RunLog
+from pgflkd.checkpoint import NoValidation, RunLog
 from pgflkd.data import reid_dls
 from pgflkd.deploy import export, load_embedder
 from pgflkd.learner import QUICK, baseline_learner
 from pgflkd.occlude import HidePerson
+from pgflkd.precision import precision_of
 from pgflkd.records import PROTOCOL, add_rows, run_facts
 from pgflkd.synthetic import render_world
 from pgflkd.world.plan import World
@@ -51,13 +52,13 @@ def learner(weights):
 
 def train(weights, work):
     "Train and write the student and its log"
-    learn = learner(weights)
+    learn = learner(weights).to_fast()
     log = RunLog(work/'student.pth', 'student', SEED)
-    learn.add_cb(log)
+    learn.add_cbs([log, NoValidation()])
     log.resume()
     learn.fit_one_cycle(EPOCHS, LR, start_epoch=log.first)
     pd.DataFrame(log.rows).to_csv(HERE/'history.csv', index=False)
-    export(learn, HERE/'student.safetensors', recipe=RECIPE, worlds=str(WORLDS))
+    export(learn, HERE/'student.safetensors', recipe=f'{RECIPE}, {precision_of(learn)}', worlds=str(WORLDS))
 
 def test():
     "Rank the worlds that the student never saw"

@@ -1,0 +1,383 @@
+"""Public problems of similar software, tried here as cases: each with its right value, and a neighbour of its kind.
+
+The numbers are those of the log of cases; galleries have a file of their own, `test_service.py`.
+"""
+import io
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+sys.path.insert(0, str(Path(__file__).parent))
+import reid_fixtures as fx
+from pgflkd.commands.doctor import doctor, doctor_command
+from pgflkd.commands.pose import pose_command
+from pgflkd.commands.train import add_queries, read_crops
+from pgflkd.data import check_table, reid_dls
+from pgflkd.datasets import from_df, from_folders, from_names, read_data, read_market, read_msmt17
+from pgflkd.errors import InputError
+from pgflkd.files import check_pictures, list_pictures, open_picture
+from pgflkd.keypoints import KeypointStore
+from pgflkd.occlude import paste_obstacles
+from pgflkd.pose import COCO_JOINTS
+from pgflkd.readers.folders import split_people
+from pgflkd.readers.poses import read_keypoints
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('PGFLKD_CACHE', str(tmp_path/'cache'))
+
+def picture(pid, k=0, size=(64,32)):
+    "A made-up crop: coloured blocks by `pid`, noise by `k`"
+    blocks = np.random.default_rng([pid+5, 7]).integers(0, 255, (4,2,3))
+    noise = np.random.default_rng([pid+5, k]).normal(0, 12, (*size,3))
+    large = np.kron(blocks, np.ones((-(-size[0]//4), -(-size[1]//2), 1)))[:size[0],:size[1]]
+    return Image.fromarray((large+noise).clip(0, 255).astype(np.uint8))
+
+def put(path, pid, k=0, size=(64,32), **how):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    picture(pid, k, size).save(path, **how)
+
+def market(root, train=(2,3,4,5), test=(6,7), cams=(1,2), name='{:04d}_c{}s1_{:06d}_00.jpg'):
+    "Market-1501's folders: two shots of everybody by each camera, and a query"
+    for pid in train:
+        for c in cams:
+            for s in (1, 2): put(root/'bounding_box_train'/name.format(pid, c, s), pid, s)
+    for pid in test:
+        for c in cams:
+            put(root/'query'/name.format(pid, c, 50), pid, 50)
+            for s in (101, 102): put(root/'bounding_box_test'/name.format(pid, c, s), pid, s)
+    return root
+
+def crops(root, name, people=range(1, 9), cams=(1,2), shots=3):
+    "Crops of one's own, named by `name` with person, camera and shot"
+    for pid in people:
+        for c in cams:
+            for s in range(shots): put(root/name.format(pid, c, s), pid, s)
+    return root
+
+def said(f, *args, **kwargs):
+    "What `f` returns, and what it prints"
+    with redirect_stdout(io.StringIO()) as out: found = f(*args, **kwargs)
+    return found, out.getvalue()
+
+# --- what the doctor approves can be trained ------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def some_pictures(tmp_path_factory):
+    files = [tmp_path_factory.mktemp('pictures')/f'{i}.jpg' for i in range(4)]
+    for i,file in enumerate(files): put(file, i)
+    return files
+
+OWN = {'folders': ('{:03d}/c{}_{}.jpg', {}), 'folders, camera': ('{:03d}/{}-{}.jpg', dict(camera='{camera}-*')),
+       'names': ('p{:03d}_c{}_{}.jpg', {}), 'names, pattern': ('{1}+{0:03d}+{2}.jpg', dict(pattern='{camera}+{person}+*'))}
+
+def options_of(command):
+    "The options in a command that the doctor gives"
+    words = shlex.split(command)
+    return {o.removeprefix('--'): v for o,v in zip(words, words[1:]) if o.startswith('--')}
+
+def check_advice(report):
+    "The command in `report` reads, occludes and batches; or tests"
+    from pgflkd.commands.transfer import _read_targets
+    given = options_of(report.advice.splitlines()[-1])
+    if 'targets' in given: return _read_targets(given['targets'])
+    names = set(given) & {'pattern', 'camera', 'test', 'lists'}
+    (df, joints), _ = said(read_crops, given['data'], given['format'], None, **{k: given[k] for k in names})
+    check_pictures(df.fn)
+    df, joints = add_queries(df, joints, Path(given['data']).parent/'made', 0)
+    dls = reid_dls(df, joints, size=(64,32), bs=int(given.get('bs', 64)), per_id=4, seed=0)
+    assert dls.one_batch()[0][0].shape[1:]==(3,64,32)
+
+@pytest.mark.parametrize('format,variant', fx.VARIANTS, ids=[f'{f}-{v}' for f,v in fx.VARIANTS])
+def test_b01_what_the_doctor_approves_trains(format, variant, some_pictures, tmp_path):
+    fx.write(format, variant, tmp_path, some_pictures)
+    report = doctor(tmp_path, format=format)
+    assert report.ill==0, str(report)
+    check_advice(report)
+
+@pytest.mark.parametrize('kind', OWN)
+def test_b01_own_crops_too(kind, tmp_path):
+    name, options = OWN[kind]
+    report = doctor(crops(tmp_path/'crops', name), **options)
+    assert report.ill==0, str(report)
+    assert report.table.groupby('role').pid.nunique().train==6 and set(report.table.camid)=={0,1} or 'camera' not in kind
+    check_advice(report)
+
+def test_b01_a_table_too(tmp_path):
+    crops(tmp_path/'crops', '{}_{}_{}.jpg')
+    files = sorted(os.listdir(tmp_path/'crops'))
+    people, doors = [f'person {o[0]}' for o in files], [f'door-{o[2]}' for o in files]
+    table = pd.DataFrame(dict(fn=files, pid=people, camid=doors))
+    table.to_csv(tmp_path/'crops/t.csv', index=False)
+    report = doctor(tmp_path/'crops/t.csv')
+    assert report.ill==0 and '--format csv' in report.advice
+    check_advice(report)
+
+@pytest.mark.slow
+def test_b01_occluded_sets_train_from_the_command(some_pictures, tmp_path):
+    "The doctor's own command, run: a training step, ranked on queries that are occluded already"
+    for format, variant in (('occluded_duke', 'own folders'), ('p_duke', 'author')):
+        fx.write(format, variant, tmp_path/format, some_pictures)
+        given = shlex.split(doctor(tmp_path/format, format=format).advice.splitlines()[-1])[1:]
+        small = ['--epochs', '1', '--size', '64x32', '--arch', 'resnet18', '--weights', 'none']
+        code = 'from pgflkd.commands.train import train_command; train_command()'
+        run = [sys.executable, '-c', code, *given, *small, '--out', str(tmp_path/f'{format}_run')]
+        done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode==0, done.stderr[-2000:]
+        assert pd.read_csv(tmp_path/f'{format}_run/results.csv').query_set.tolist()==['occluded']
+
+# --- keypoints ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('known', [0, 6])
+def test_b03_keypoints_of_the_test_pictures_only(known, tmp_path):
+    df = read_market(market(tmp_path/'m', test=(6,7,8,9,10)))
+    train = df.role=='train'
+    fns = [*df.fn[~train], *df.fn[train][:known]]
+    store = KeypointStore([os.path.basename(o) for o in fns], np.tile([16.,32,1], (len(fns),17,1)), (64,32))
+    store.save(tmp_path/'k.npz')
+    with pytest.raises(InputError, match=f'has a pose for {known} of 16 training'): store.align(df)
+    assert f'has a pose for {known} of 16 training' in ' '.join(str(doctor(tmp_path/'m', tmp_path/'k.npz')).split())
+
+def test_b03_one_pose_for_two_people(tmp_path):
+    "Keypoints of one person's folder are not those of the same file names in another's"
+    crops(tmp_path/'crops', '{0:03d}/{2}.jpg', cams=(1,))
+    df, _ = said(from_folders, tmp_path/'crops')
+    store = KeypointStore(['0.jpg','1.jpg','2.jpg'], np.tile([16.,32,1], (3,17,1)), (64,32))
+    with pytest.raises(InputError, match='0.jpg fits pictures of several people'): store.align(df)
+
+def coco(path, order):
+    "A COCO file of one picture whose joints stand at y 10, 14, 18, ..."
+    person = dict(image_id=1, num_keypoints=17, keypoints=flat_places(17))
+    image = dict(id=1, file_name='a.jpg', height=128, width=64)
+    path.write_text(json.dumps(dict(images=[image], annotations=[person], categories=[dict(keypoints=order)])))
+    return path
+
+def flat_places(n, seen=2):
+    "n joints below each other, as a flat list"
+    places = []
+    for i in range(n): places += [30, 10+4*i, seen]
+    return places
+
+def test_b08_names_in_the_file_are_obeyed(tmp_path):
+    put(tmp_path/'kp/a.jpg', 0, size=(128,64))
+    store = read_keypoints(coco(tmp_path/'o.json', COCO_JOINTS[::-1]), images=tmp_path/'kp')
+    assert store.joints[0,:,1].tolist()==[10+4*i for i in range(17)][::-1]
+
+def test_b08_a_number_is_no_order(tmp_path, capsys):
+    put(tmp_path/'kp/a.jpg', 0, size=(128,64))
+    (tmp_path/'c.json').write_text(json.dumps([dict(image_id='a.jpg', keypoints=flat_places(14, .9), score=1)]))
+    with pytest.raises(InputError, match='14 joints, whose order'): read_keypoints(tmp_path/'c.json')
+    names = 'left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist left_hip right_hip'.split()
+    names += 'left_knee right_knee left_ankle right_ankle head neck'.split()
+    pose_command(str(tmp_path/'kp'), convert=str(tmp_path/'c.json'), out=str(tmp_path/'k.npz'), order=', '.join(names))
+    assert KeypointStore.load(tmp_path/'k.npz').joints[0,5:7,1].tolist()==[10,14]
+
+def test_b08_another_25(tmp_path):
+    "OpenPose's BODY_25B, taken for BODY_25, has its eyes at the ankles"
+    joints = flat_places(25, .9)
+    (tmp_path/'a_keypoints.json').write_text(json.dumps(dict(people=[dict(pose_keypoints_2d=joints)])))
+    with pytest.raises(InputError, match='feet lie above the head'): read_keypoints(tmp_path/'a_keypoints.json')
+
+@pytest.mark.parametrize('name', [r'D:\crops\a.jpg', '/home/x/crops/a.jpg', 'a', './a.jpg', r'..\kp\a.jpg', 'kp/a.jpg'])
+def test_b32_names_from_another_machine(name, tmp_path):
+    put(tmp_path/'kp/a.jpg', 0, size=(128,64))
+    (tmp_path/'w.json').write_text(json.dumps([dict(image_id=name, keypoints=flat_places(17, .9), score=1)]))
+    store = read_keypoints(tmp_path/'w.json', images=tmp_path/'kp')
+    assert store.names.tolist()==['a.jpg'] and store.joints[0,0].tolist()==pytest.approx([30,10,.9])
+
+def test_b32_names_of_other_pictures(tmp_path):
+    put(tmp_path/'kp/a.jpg', 0, size=(128,64))
+    (tmp_path/'w.json').write_text(json.dumps([dict(image_id='b.jpg', keypoints=flat_places(17, .9), score=1)]))
+    with pytest.raises(InputError, match='none of them is in'): read_keypoints(tmp_path/'w.json', images=tmp_path/'kp')
+
+# --- pictures -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('turn,how', [(3, Image.ROTATE_180), (6, Image.ROTATE_90), (8, Image.ROTATE_270)])
+def test_b05_turned_photographs(turn, how, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture(3, 0, (128,64)).transpose(how).save(tmp_path/'phone.png', exif=exif)
+    seen = open_picture(tmp_path/'phone.png')
+    assert seen.size==(64,128) and np.array_equal(np.asarray(seen), np.asarray(picture(3, 0, (128,64))))
+
+def test_b06_grey_of_any_width(tmp_path):
+    "16 bits, 8 bits in wider words, floating point: the same picture"
+    grey = np.asarray(picture(3).convert('L'))
+    wide = dict(wide=grey.astype(np.uint16)*256, low=grey.astype(np.uint16), long=grey.astype(np.int32),
+                real=grey.astype(np.float32)/255, real255=grey.astype(np.float32))
+    for name, values in wide.items():
+        file = tmp_path/f'{name}.{"png" if values.dtype==np.uint16 else "tif"}'
+        Image.fromarray(values).save(file)
+        assert np.array_equal(np.asarray(open_picture(file).convert('L')), grey), name
+
+@pytest.mark.parametrize('value', [np.nan, -1, 1e6])
+def test_b06_values_that_are_no_grey(value, tmp_path):
+    Image.fromarray(np.full((8,4), value, np.float32)).save(tmp_path/'odd.tif')
+    with pytest.raises(InputError, match='odd.tif: cannot be read as a picture .grey'): open_picture(tmp_path/'odd.tif')
+
+@pytest.mark.skipif(sys.platform!='linux', reason='needs a file system that takes any bytes as a name')
+@pytest.mark.parametrize('at', [b'a\xb9.jpg', b'f\xb9/a.jpg'])
+def test_b12_names_that_are_no_utf8(at, tmp_path):
+    put(tmp_path/'crops/b.jpg', 1)
+    file = os.path.join(os.fsencode(tmp_path), b'crops', at)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    os.rename(tmp_path/'crops/b.jpg', file)
+    with pytest.raises(InputError, match='the name is no UTF-8; rename'): list_pictures(tmp_path/'crops')
+    assert 'rename the file' in str(doctor(tmp_path/'crops'))
+
+def test_b14_one_walker(tmp_path):
+    for name in ('a.tif', 'b.jpg', '.thumbs/b.jpg', 'c.jfif', 'd.gif', '__MACOSX/e.jpg'):
+        put(tmp_path/'w'/name, 1, format='JPEG' if name.endswith('jfif') else None)
+    (tmp_path/'w/._b.jpg').write_bytes(b'\0\5\26\7')
+    put(tmp_path/'far/f.jpg', 1)
+    if os.name=='posix': os.symlink(tmp_path/'far', tmp_path/'w/link')
+    found = [Path(o).name for o in list_pictures(tmp_path/'w')]
+    assert found==['a.tif', 'b.jpg', 'c.jfif', 'd.gif'] + ['f.jpg']*(os.name=='posix')
+
+def test_pictures_are_looked_at_once(tmp_path, monkeypatch):
+    import pgflkd.files as files
+    put(tmp_path/'a.jpg', 1)
+    opened = []
+    monkeypatch.setattr(files, 'open_picture', lambda path: opened.append(path) or open_picture(path))
+    for _ in range(3): check_pictures([tmp_path/'a.jpg'])
+    assert len(opened)==1
+    put(tmp_path/'a.jpg', 2, size=(66,32))
+    check_pictures([tmp_path/'a.jpg'])
+    assert len(opened)==2
+    (tmp_path/'a.jpg').write_bytes(b'cut')
+    for _ in range(2):
+        with pytest.raises(InputError, match='1 of 1 pictures are broken'): check_pictures([tmp_path/'a.jpg'])
+
+def test_copies_are_of_these_pictures(tmp_path):
+    "Another camera, or a picture that changed under its name, makes new copies"
+    put(tmp_path/'q.jpg', 1, size=(66,30))
+    put(tmp_path/'g.jpg', 1, 1)
+    files = [str(tmp_path/'q.jpg'), str(tmp_path/'g.jpg')]
+    df = pd.DataFrame(dict(fn=files, pid=1, camid=[0,1], role=['query','gallery']))
+    def copy(df): return paste_obstacles(df)[0].fn.iloc[-1]
+    first = copy(df)
+    assert copy(df)==first
+    assert copy(df.assign(camid=[2,1]))!=first
+    put(tmp_path/'q.jpg', 3, size=(66,30))
+    assert copy(df)!=first
+
+# --- tables, names, folders -----------------------------------------------------------------------
+
+def test_b10_text_gaps_and_missing_columns(tmp_path):
+    df = read_market(market(tmp_path/'m'))
+    named = from_df(df.assign(pid=df.pid.map('{:04d}'.format), camid=df.camid.map('c{}'.format)))
+    assert named.pid.tolist()==df.pid.tolist() and named.camid.tolist()==df.camid.tolist()
+    check_table(named, 8, 2)
+    gap = df.index==3
+    for column, value in dict(pid=np.nan, camid=None, fn=np.nan, role='Train').items():
+        worse = df.astype(object).assign(**{column: df[column].astype(object).where(~gap, value)})
+        with pytest.raises(InputError, match=f'row 3: {column} is'): from_df(worse)
+        with pytest.raises(InputError): reid_dls(worse.assign(role='train') if column=='role' else worse, bs=8, per_id=2)
+    blind, text = said(from_df, df.drop(columns='camid'))
+    assert blind.camid.tolist()==(df.role=='gallery').astype(int).tolist() and 'no two cameras are known' in text
+
+def test_b16_person_0_is_somebody(tmp_path):
+    df, text = said(read_market, market(tmp_path/'m', train=(0,1,2,3), test=(0,1)))
+    assert len(df)==28 and sorted(set(df.pid))==[1,2,3,4] and 'counted from 0' in text
+    assert '2 people in training and in the test' in str(doctor(tmp_path/'m'))
+    msmt, _ = said(read_msmt17, tmp_path/'m')                 # the same folders, named as what they are
+    assert set(msmt.pid[msmt.role=='query'])=={10001,10002} and not set(msmt.pid[msmt.role=='train']) & {10001,10002}
+
+def test_b23_one_camera(tmp_path):
+    text = ' '.join(str(doctor(market(tmp_path/'m', train=range(2, 20), cams=(1,)))).split())
+    assert 'no query has a picture of the same person from another camera' in text
+
+def test_b30_train_and_val(tmp_path):
+    "Other people in val are tested; the same people are held out of both, and that is said"
+    for half, people in (('train', (1,2,3,4)), ('val', (5,6))):
+        crops(tmp_path/'other'/half, '{0:03d}/c{1}_{2}.jpg', people)
+    df, _ = said(from_folders, tmp_path/'other', camera='c{camera}_*')
+    assert df.groupby('role').person.nunique().to_dict()==dict(train=4, query=2, gallery=2)
+    for half in ('train', 'test'): crops(tmp_path/'same'/half, f'{{0:03d}}/{half}_c{{1}}_{{2}}.jpg', (1,2,3,4))
+    df, text = said(from_folders, tmp_path/'same', camera='*_c{camera}_*', test='1/2')
+    assert '4 people are in train and in test' in text and len(df)==48
+    assert df.groupby('role').pid.nunique().to_dict()==dict(train=2, query=2, gallery=2)
+
+def test_b31_as_windows_writes_them(tmp_path):
+    rows = '\n'.join(f'sub\\{i//4+1}_{i%4}.jpg, {i//4+1}, {i%2}' for i in range(16))
+    for sep, code in ((',', 'utf-8-sig'), (';', 'utf-8'), ('\t', 'utf-8')):
+        (tmp_path/'t.csv').write_text(f'fn, pid, camid\n{rows}'.replace(',', sep), encoding=code)
+        df, text = said(from_df, tmp_path/'t.csv')
+        assert sorted(set(df.pid))==[1,2,3,4] and df.fn[0]==os.path.join(tmp_path, 'sub/1_0.jpg') and 'no roles' in text
+    (tmp_path/'t.csv').write_text(f'fn,pid,camid\n{rows}\na.jpg,1,0\nb.jpg,001,1')
+    with pytest.raises(InputError, match="row 19: pid is '001'; another row spells"): from_df(tmp_path/'t.csv')
+    (tmp_path/'t.zip').write_bytes(b'PK\3\4\xff\xfe')
+    with pytest.raises(InputError, match='cannot be read as a CSV'): from_df(tmp_path/'t.zip')
+
+@pytest.mark.parametrize('read', [lambda p: read_data(p), lambda p: from_folders(p), lambda p: from_df(p+'.csv'),
+                                  lambda p: from_names(p, '{person}_*'), lambda p: KeypointStore.load(p+'.npz'),
+                                  lambda p: read_keypoints(p+'.json')])
+def test_b31_home(read):
+    "~ is somebody's home, whatever hands the path on"
+    with pytest.raises(InputError, match=re.escape(str(Path.home()))): read('~/no such thing')
+
+def test_patterns_and_options_that_mean_nothing(tmp_path):
+    crops(tmp_path/'flat', 'cam{1}_{0:04d}_{2}.jpg')
+    by_hand, text = said(read_data, tmp_path/'flat', pattern='{camera}_{person}_*')
+    assert by_hand.camera.nunique()==2 and by_hand.pid.nunique()==8 and 'held out (test 0.3, seed 0)' in text
+    assert "--pattern 'cam{camera}_{person}_*'" in doctor(tmp_path/'flat').advice
+    with pytest.raises(InputError, match='--camera: market1501 has no such option'):
+        read_data(tmp_path/'flat', 'market1501', camera='*')
+    with pytest.raises(InputError, match='--pattern: is missing'): read_data(tmp_path/'flat', 'names')
+    with redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit):
+        pose_command(str(tmp_path/'flat'), order='nose')
+    assert '--order: is of no use without --convert' in err.getvalue()
+
+def test_split_people_is_repeatable_and_folds_are_whole():
+    rows = [(pid, c) for pid in range(1, 11) for c in (0,0,1)]
+    df = pd.DataFrame(rows, columns=['pid','camid']).assign(fn=[f'{i:02d}.jpg' for i in range(30)])
+    folds = [split_people(df, f'{i}/5') for i in range(1, 6)]
+    assert sorted(pid for o in folds for pid in set(o.pid[o.role=='query']))==list(range(1, 11))
+    mixed = split_people(df.sample(frac=1, random_state=1), .3)
+    assert mixed.sort_values('fn').role.tolist()==split_people(df, .3).role.tolist()
+
+# --- other systems --------------------------------------------------------------------------------
+
+WINDOWS = '''
+import sys, multiprocessing
+sys.modules["fcntl"] = None
+multiprocessing.set_start_method("spawn")
+'''
+
+def test_b20_without_posix(tmp_path):
+    "No fcntl, and processes that start anew: every command is imported, the light ones run"
+    market(tmp_path/'m', train=range(2, 20))
+    code = WINDOWS + f'''
+if __name__=='__main__':
+    import pgflkd.all
+    from pgflkd.commands import ablate, doctor, embed, export, pose, search, train, transfer
+    from pgflkd.data import reid_dls
+    from pgflkd.datasets import read_market
+    from pgflkd.files import locked
+    with locked({str(tmp_path/'lock')!r}): doctor.doctor_command({str(tmp_path/'m')!r})
+    df = read_market({str(tmp_path/'m')!r})
+    print(len(df), multiprocessing.get_start_method())
+'''
+    (tmp_path/'run.py').write_text(code)
+    done = subprocess.run([sys.executable, 'run.py'], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode==0 and done.stdout.strip().endswith('spawn'), done.stdout[-1000:]+done.stderr[-2000:]
+    assert 'Nothing stands in the way' in done.stdout
+
+def test_the_doctor_as_a_command(tmp_path, capsys):
+    crops(tmp_path/'flat', '{1}+{0:04d}+{2}.jpg')
+    with pytest.raises(SystemExit): doctor_command(str(tmp_path/'flat'))
+    assert 'say how, for example' in ' '.join(capsys.readouterr().out.split())
+    doctor_command(str(tmp_path/'flat'), pattern='{camera}+{person}+*', test='1/4')
+    assert "--test 1/4" in capsys.readouterr().out and multiprocessing.current_process().name=='MainProcess'

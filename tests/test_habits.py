@@ -1,0 +1,307 @@
+"What users of fastai do without thinking: each habit works, or one line says what to do instead."
+import multiprocessing as mp
+import sys
+import warnings
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+
+import matplotlib
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.basics import Learner, load_learner
+from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, MixUp, ReduceLROnPlateau,
+                                 SaveModelCallback)
+from fastai.metrics import accuracy
+from fastai.optimizer import Adam
+from fastai.vision.all import Brightness, PILImage, Transform, aug_transforms
+
+from pgflkd.augment import RotatePerson
+from pgflkd.baseline import Baseline, FeatureLoss, reid_body
+from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
+from pgflkd.errors import InputError
+from pgflkd.learner import QUICK, baseline_learner
+from pgflkd.synthetic import render_world, world_joints
+
+@pytest.fixture(scope='module')
+def df(): return render_world('tiny', progress=False)
+
+def loaders(df, **kwargs):
+    return reid_dls(df, world_joints(df), **{**dict(size=(64, 32), bs=16, per_id=4, seed=0), **kwargs})
+
+def learner(df, dls=None, cbs=(), **kwargs):
+    "A small learner with the callback that every learner of this library has, silent"
+    dls = dls or loaders(df)
+    learn = baseline_learner(dls, 'shufflenet_v2_x0_5', weights=None, recipe=QUICK, cbs=cbs, **kwargs)
+    if not hasattr(learn, 'watch_ranking'): learn.add_cb(WatchRanking())
+    learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__=='ProgressCallback'])
+    learn.logger = lambda *_: None
+    return learn
+
+@pytest.fixture(scope='module')
+def trained(df, tmp_path_factory):
+    learn = learner(df, loaders(df, path=tmp_path_factory.mktemp('learner')))
+    learn.fit(1, 1e-3)
+    return learn
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+def test_show_batch(trained):
+    trained.dls.show_batch(max_n=4)
+    trained.dls.valid.show_batch(max_n=4)
+
+def test_lr_find(trained, tmp_path):
+    trained.path = tmp_path
+    assert trained.lr_find(num_it=4, show_plot=False).valley>0
+
+def test_fits(df):
+    "One-cycle, flat-cosine, fine_tune, slices, freeze: the frozen body stays"
+    learn = learner(df)
+    conv = learn.model.body[0][0].weight
+    start = conv.detach().clone()
+    learn.freeze()
+    learn.fit_one_cycle(1, 1e-3)
+    assert torch.equal(conv, start)
+    learn.unfreeze()
+    learn.fit_flat_cos(1, slice(1e-4, 1e-3))
+    assert not torch.equal(conv, start)
+
+def test_show_results(df, trained):
+    "Each row a query and those of the batch most like it; green the same person; nobody through the query's own camera"
+    trained.show_results(max_n=3)
+    axs = plt.gcf().axes
+    assert len(axs)==3*6 and axs[0].get_title().startswith('person ')
+    colours = {ax.title.get_color() for row in range(3) for ax in axs[6*row+1:6*row+6]}
+    assert colours<={'green', 'red'}
+
+def test_strips_by_hand():
+    "The nearest of another camera comes first; a picture of the same person and camera is no answer"
+    pid, camid = torch.tensor([[-1, 5], [-1, 5], [-1, 5], [-1, 6]]), torch.tensor([0, 0, 1, 1])
+    f = F.normalize(torch.tensor([[1., 0], [1, 0], [.9, .4], [0, 1]]))
+    x = People((torch.rand(4, 3, 8, 4), torch.zeros(4, 17, 3), pid, camid))
+    axs = show_results(x, People((x[0], x[1], f)), None, None, max_n=1)
+    assert [ax.get_title() for ax in axs[:3]]==['person 5', f'{f[0]@f[2]:.2f}', '0.00']
+    assert [ax.title.get_color() for ax in axs[1:3]]==['green', 'red']
+
+def test_predict(df, trained):
+    "A path, a Path, a PIL picture and a row give the features of the picture, the same as those of the validation"
+    i = 3
+    fn = trained.dls.test_df.fn[i]
+    whole, _ = trained.get_preds()
+    for item in (fn, PILImage.create(fn), dict(fn=fn)):
+        *_, f = trained.predict(item)
+        torch.testing.assert_close(f, whole[i], atol=1e-4, rtol=1e-4)                    # float32, a batch of one
+
+def test_test_dl(df, trained):
+    "Paths or a table, in their order; labels if the table has them; results of nobody known are refused"
+    five = trained.dls.test_df[:5]
+    whole, _ = trained.get_preds()
+    for items in (five.fn.tolist(), five):
+        f, _ = trained.get_preds(dl=trained.dls.test_dl(items))
+        torch.testing.assert_close(f, whole[:5], atol=1e-4, rtol=1e-4)
+    assert trained.dls.test_dl(five, with_labels=True).one_batch()[2][:, 1].tolist()==five.pid.tolist()
+    with pytest.raises(InputError, match='nobody says who these are'):
+        trained.show_results(dl=trained.dls.test_dl(five.fn.tolist()))
+    with pytest.raises(InputError, match='a table with the column fn'): trained.dls.test_dl(five[['pid']])
+
+def test_export(df, trained):
+    "`learn.export`, `load_learner`, and the loaded one predicts the same"
+    trained.export('learner.pkl')
+    again = load_learner(trained.path/'learner.pkl')
+    fn = trained.dls.test_df.fn[7]
+    torch.testing.assert_close(again.predict(fn)[-1], trained.predict(fn)[-1])
+
+def test_tta_validate(trained):
+    assert trained.tta(n=1)[0].shape[0]==len(trained.dls.test_df)
+    loss, mAP, rank1 = trained.validate()
+    assert loss!=loss and 0<mAP<=1 and 0<=rank1<=1                                     # nan: people are new
+    assert trained.get_preds(ds_idx=0)[0].shape[0]==len(trained.dls.train_df)
+
+def test_summary(trained): assert 'Total params' in str(trained.summary())
+
+def test_default_monitors(df, tmp_path, capsys):
+    "Trackers with their default monitor watch mAP and say so: the best epoch is kept, not an old file, and none stops at once"
+    learn = learner(df, loaders(df, path=tmp_path))
+    (tmp_path/'models').mkdir()
+    torch.save({'an': 'old file'}, tmp_path/'models/model.pth')
+    seen = []
+    class Worse(type(learn.rank_gallery)):                          # mAP falls: the first epoch is the best
+        order, values = 42, [.3, .2, .1]
+    ranking = property(lambda self: SimpleNamespace(mAP=Worse.values[len(seen)-1], rank1=0.))
+    Worse.ranking = ranking
+    learn.rank_gallery.__class__ = Worse
+    best = {}
+    class Note(SaveModelCallback):
+        def after_epoch(self):
+            seen.append(self.epoch)
+            super().after_epoch()
+            if self.new_best: best.update({k: v.clone() for k, v in self.learn.model.state_dict().items()})
+    learn.fit(3, 1e-3, cbs=[Note(), EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=5)])
+    said = capsys.readouterr().out
+    for name in ('Note', 'EarlyStoppingCallback', 'ReduceLROnPlateau'): assert f'{name}: people in validation have no' in said
+    assert seen==[0, 1, 2] and best
+    for name, value in learn.model.state_dict().items(): assert torch.equal(value, best[name]), name
+
+def test_other_callbacks(df, tmp_path):
+    learn = learner(df, loaders(df, path=tmp_path), cbs=[CSVLogger(), GradientAccumulation(8)])
+    learn.fit(1, 1e-3)
+    assert 'mAP' in pd.read_csv(tmp_path/'history.csv')
+
+@pytest.mark.parametrize('cb', [MixUp, CutMix])
+def test_mixtures(df, cb):
+    with pytest.raises(InputError, match='half of one person and half of another is nobody'): learner(df).fit(1, cbs=cb())
+
+def test_metrics(df):
+    with pytest.raises(InputError, match="metrics .'accuracy'.: compare classes"): learner(df, metrics=accuracy).fit(1)
+
+def test_collapse(df):
+    "A network that gives everybody the same features is noticed at the first validation; a healthy one is not blamed"
+    learn = learner(df)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        learn.validate()
+    assert not [w for w in said if 'collapsed' in str(w.message)]
+    learn.model.neck_g.bn.weight.data.zero_()
+    learn.model.neck_g.bn.bias.data.fill_(1.)
+    with pytest.warns(UserWarning, match='the network has collapsed'): learn.validate()
+
+def test_item_tfms(df):
+    "A transform of one's own acts on each picture"
+    class Black(Transform):
+        def encodes(self, im:PILImage): return PILImage.create(torch.zeros(im.size[1], im.size[0], 3).byte().numpy())
+    x = loaders(df, item_tfms=Black(), erase=0, pad=0).one_batch()[0]
+    assert x.flatten(2).std(2).max()<1e-5
+
+@pytest.mark.parametrize('tfm', [Brightness(.8, p=1., draw=.9), RotatePerson(1., 20, 0),
+                                 *aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0, p_lighting=1.)])
+def test_batch_tfms(df, tfm):
+    "fastai's colours act, and so do our turns; validation is left alone"
+    plain, other = loaders(df), loaders(df, batch_tfms=[tfm])
+    assert not torch.equal(plain.one_batch()[0], other.one_batch()[0])
+    assert torch.equal(plain.valid.one_batch()[0], other.valid.one_batch()[0])
+
+def test_added_transform(df):
+    dls = loaders(df, flip=0, pad=0, erase=0)
+    before = dls.one_batch()[0]
+    dls = loaders(df, flip=0, pad=0, erase=0)
+    dls.train.after_batch.add(Brightness(.8, p=1., draw=.9))
+    assert not torch.equal(dls.one_batch()[0], before)
+
+@pytest.mark.parametrize('kwargs,why', [
+    (dict(batch_tfms=aug_transforms()), r'aug_transforms\(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0\)'),
+    (dict(item_tfms=torch.nn.Identity()), 'is no fastai Transform'),
+    (dict(size=128), 'give .height, width.'), (dict(size=(100, 50)), r'take size=\(104, 56\)')])
+def test_refused(df, kwargs, why):
+    with pytest.raises(InputError, match=why): loaders(df, **kwargs)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('start', ['spawn', 'forkserver'])
+def test_workers(df, start):
+    "The same batches from workers that cannot inherit anything"
+    alone = [b[0] for b in loaders(df, bs=8, per_id=2)][:2]
+    before = mp.get_start_method()
+    mp.set_start_method(start, force=True)
+    try:
+        dls = loaders(df, bs=8, per_id=2, num_workers=1)
+        both = [b[0] for _, b in zip(range(2), dls.train)]
+    finally: mp.set_start_method(before, force=True)
+    for a, b in zip(alone, both): assert torch.equal(a, b)
+
+def test_own_tables(df, tmp_path):
+    "A CSV with names in it, and one folder a person"
+    table = df.assign(pid=[f'Ann{p}' for p in df.pid], camid=[f'door{c}' for c in df.camid])[['fn', 'pid', 'camid', 'role']]
+    table.to_csv(tmp_path/'t.csv', index=False)
+    dls = ReIDDataLoaders.from_df(tmp_path/'t.csv', size=(64, 32), bs=8, per_id=2)
+    assert dls.n_classes==12 and isinstance(dls, ReIDDataLoaders)
+    for i, (fn, pid) in enumerate(zip(df.fn, df.pid)):
+        if pid<1 or i%3: continue
+        (tmp_path/f'people/{pid}').mkdir(parents=True, exist_ok=True)
+        (tmp_path/f'people/{pid}/{i}.jpg').symlink_to(fn)
+    dls = ReIDDataLoaders.from_folders(tmp_path/'people', size=(64, 32), bs=8, per_id=2)
+    assert dls.n_classes>5 and len(dls.test_df)
+
+def batch_all(f, y):
+    "A loss like those of pytorch-metric-learning: every pair counts"
+    same = y[:, None]==y
+    cosine = F.normalize(f)@F.normalize(f).T
+    return F.relu(1-cosine)[same].mean() + F.relu(cosine-.5)[~same].mean()
+
+class Proxyless(torch.nn.Module):
+    "Another: cross-entropy over the other pictures of the batch"
+    def forward(self, embeddings, labels):
+        cosine = (F.normalize(embeddings)@F.normalize(embeddings).T/.1).fill_diagonal_(-1e4)
+        same = (labels[:, None]==labels).fill_diagonal_(False)
+        return -(cosine.log_softmax(1)[same]).mean()
+
+LOSSES = [batch_all, Proxyless()]
+if find_spec('pytorch_metric_learning'):
+    from pytorch_metric_learning import losses
+    LOSSES += [losses.MultiSimilarityLoss(), losses.CircleLoss()]
+
+@pytest.mark.parametrize('loss', LOSSES, ids=lambda o: getattr(o, '__name__', type(o).__name__))
+def test_metric_learning(df, loss):
+    "A loss of features and classes in one line; it is logged and it pulls at the network"
+    learn = learner(df, terms=[FeatureLoss(loss)])
+    learn.fit(1, 1e-3)
+    name = getattr(loss, '__name__', type(loss).__name__)
+    assert learn.log_terms.history[-1][name]>0
+    out = learn.model.train()(*(b:=learn.dls.one_batch())[:2])
+    learn.loss_func.each(out, b[2:])[name].backward()
+    assert learn.model.body[0][0].weight.grad.abs().sum()>0
+
+def test_own_loop(df):
+    "A plain PyTorch loop: the loaders give batches, the network a dict, a loss of one's own a number that falls"
+    dls = loaders(df)
+    model = Baseline(reid_body('shufflenet_v2_x0_5', stride=8), dls.n_classes)
+    opt = torch.optim.Adam(model.parameters(), 1e-3)
+    losses = []
+    for x, hint, pid, camid in [dls.one_batch()]*6:
+        out = model(x.as_subclass(torch.Tensor))
+        loss = F.cross_entropy(out['logits_g'], pid[:, 0])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    assert losses[-1]<losses[0]
+
+def people():
+    pid = torch.tensor([[-1, 5], [-1, 5], [-1, 6]])
+    x = People((torch.rand(3, 3, 8, 4), torch.zeros(3, 17, 3), pid, torch.tensor([0, 1, 1])))
+    return x, People((x[0], x[1], torch.randn(3, 2)))
+
+def test_tensorboard_figure():
+    "What TensorBoardCallback asks for to log predictions: a figure of ranked strips"
+    figures = []
+    writer = SimpleNamespace(add_figure=lambda name, fig, step: figures.append((name, fig, step)))
+    tensorboard_log(*people(), None, None, writer, 7)
+    assert [(name, step) for name, _, step in figures]==[('Ranked', 7)] and len(figures[0][1].axes)>=6
+
+def test_tensorboard_settings(df):
+    "torch's optimisers have settings that TensorBoard cannot write: one line; fastai's have not"
+    cb = type('TensorBoardCallback', (WatchRanking,), dict(trace_model=True, before_fit=lambda self: None, after_pred=lambda self: None))
+    watch, board = WatchRanking(), cb()
+    watch.learn = SimpleNamespace(cbs=[board], metrics=[], opt=SimpleNamespace(hypers=[dict(lr=1., foreach=None)]))
+    with pytest.raises(InputError, match="opt_func=Adam"): watch.before_fit()
+    watch.learn.opt.hypers = [dict(lr=1.)]
+    watch.before_fit()
+    assert board.trace_model is False
+
+@pytest.mark.skipif(not find_spec('tensorboard'), reason='tensorboard is not installed')
+def test_tensorboard(df, tmp_path):
+    from fastai.callback.tensorboard import TensorBoardCallback
+    learner(df, opt_func=Adam).fit(1, cbs=TensorBoardCallback(tmp_path))
+    assert list(tmp_path.glob('events*'))
+
+def test_wandb_figure(monkeypatch):
+    "What WandbCallback asks for to log predictions, with a stand-in for the package"
+    module = ModuleType('wandb')
+    module.Image = lambda fig: ('image', fig)
+    monkeypatch.setitem(sys.modules, 'wandb', module)
+    kind, fig = wandb_process(*people(), None, None, None)['Ranked']
+    assert kind=='image' and len(fig.axes)>=6
