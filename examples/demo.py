@@ -6,7 +6,9 @@
 GALLERY is a folder of pgflkd_embed, PICTURES a folder of pictures to click on. Nothing leaves your machine."""
 import base64
 import io
+import os
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from fastcore.script import call_parse
 from PIL import Image, ImageDraw, ImageFont
 
 from pgflkd.deploy import load_student
-from pgflkd.errors import extra, guarded, need
+from pgflkd.errors import InputError, extra, guarded, need
 from pgflkd.files import list_pictures, open_picture
 from pgflkd.gallery import Gallery
 from pgflkd.world.scenery import OBSTACLES, draw_obstacles
@@ -71,6 +73,12 @@ def strip(pictures, captions, height=200):
     return out
 
 
+def opened_or_grey(fn):
+    "The picture in the file `fn`, or a grey one if it is gone"
+    try: return open_picture(fn)
+    except InputError: return Image.new('RGB', (64, 128), 'silver')
+
+
 def answer(gallery, student, picture, **box):
     "What the page shows: the covered picture, the response, the strip of answers, the cosine with the free picture"
     covered = put_obstacle(picture, **box)
@@ -78,7 +86,7 @@ def answer(gallery, student, picture, **box):
     names = [f'{o.score:.2f}\nperson {o.pid}, camera {o.camid}' for o in found.itertuples()]
     free, hidden = gallery.embedder.features([picture, covered])
     seen = overlay(covered, response(student, gallery.embedder.pixels(covered)))
-    return covered, seen, strip([open_picture(fn) for fn in found.fn], names), float(free@hidden)
+    return covered, seen, strip([opened_or_grey(fn) for fn in found.fn], names), float(free@hidden)
 
 
 def as_html(picture):
@@ -166,6 +174,12 @@ def sliders(gr):
     return kind, box
 
 
+def check_free(port):
+    "Refuse a port that another program uses"
+    with socket.socket() as s: taken = s.connect_ex(('127.0.0.1', port))==0
+    need(not taken, f'port {port}: another program uses it; give another with --port')
+
+
 @call_parse
 def demo_command(
     gallery: str,       # Folder that pgflkd_embed wrote
@@ -175,11 +189,16 @@ def demo_command(
 ):
     "Open a page where you can hide a person behind an obstacle and search"
     def job():
+        os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'      # before Gradio is imported: nothing is counted
         extra('gradio')
+        check_free(port)
         opened  = Gallery.open(gallery, model or None)
-        student = load_student(opened.embedder.card['file'])
+        need(len(opened), f'{gallery}: holds no picture; fill it with pgflkd_embed')
+        file    = model or opened.facts['network'] or ''
+        student = load_student(file)
         shown   = list_pictures(pictures[0])[:8] if pictures else []
         app = make_app(opened, student, shown)
+        print(who_is_shown(opened))
         print(f'The page is at http://127.0.0.1:{port}; Ctrl-C ends it', flush=True)
         allowed = [str(Path(o).resolve()) for o in pictures]
         app.launch(server_port=port, server_name='127.0.0.1', allowed_paths=allowed, quiet=True)

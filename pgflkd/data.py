@@ -64,7 +64,8 @@ def check_table(
     "Raise an `InputError` if `df` cannot give batches of `bs` pictures, `per_id` of each person, and a retrieval test"
     need(bs>0 and per_id>0, f'bs={bs}, per_id={per_id}: a batch needs at least one picture of one person')
     people = bs//per_id
-    need(bs==people*per_id, f'bs={bs} is not a multiple of per_id={per_id}; take bs={max(1, people)*per_id}')
+    need(people>1, f'bs={bs}, per_id={per_id}: a triplet needs two people in a batch; take bs={2*per_id} or more')
+    need(bs==people*per_id, f'bs={bs} is not a multiple of per_id={per_id}; take bs={people*per_id}')
     _check_columns(df)
     train, query, gallery = (df[df.role==o] for o in ('train','query','gallery'))
     _check_people(train, people, per_id)
@@ -420,14 +421,13 @@ class WatchRanking(Callback):
             if getattr(cb, 'trace_model', False):
                 print(f'{name}: a network that gives a dict cannot be traced; trace_model is off')
                 cb.trace_model = False
-            torchs = any(None in h.values() for h in self.opt.hypers)
-            need(name!='TensorBoardCallback' or not torchs, 'TensorBoardCallback cannot write the settings of '
-                 "torch's optimisers; give the learner fastai's: opt_func=Adam")
+            need(name!='TensorBoardCallback' or not any(None in h.values() for h in self.opt.hypers),
+                 "TensorBoardCallback cannot write the settings of torch's optimisers; give fastai's: opt_func=Adam")
         odd = [m.name for m in self.learn.metrics if isinstance(m, AvgMetric)]
         need(not odd, f'metrics {odd}: compare classes, which people in validation have not; use reid_metrics')
     def after_pred(self):
         if self.training or self.iter: return
         f = F.normalize(self.pred.as_subclass(torch.Tensor).float())
-        if len(f)>1 and (f-f[0]).norm(dim=1).max()<1e-3:
+        if len(f)>1 and (f-f[0]).norm(dim=1).max()<1e-5:      # float32 rounds at 1e-7
             warnings.warn('the features of all pictures are alike: the network has collapsed; lower the learning rate, '
-                          'or look at the weights it started from')
+                          'or look at the weights it started from', stacklevel=2)

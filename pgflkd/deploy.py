@@ -62,20 +62,24 @@ def _kept(plain):
     kept = plain.state_dict().items()
     return {name: o.contiguous() for name, o in kept if not name.startswith(('neck_g.fc', 'neck_a.fc'))}
 
+def _contents(path):
+    "The text of the card, or None, and the tensors in the file `path`"
+    from safetensors import safe_open
+    try:
+        with safe_open(str(path), 'pt') as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            return (file.metadata() or {}).get('pgflkd'), tensors
+    except Exception as e:                              # it says so in many ways
+        why = type(e).__name__
+        raise InputError(f'{path}: not readable as safetensors ({why}); give a file that export wrote') from None
+
 def load_student(
     path:str|Path, # .safetensors file that `export` wrote; 'student': the one that comes with the library
 ):                 # `Baseline` on the CPU, in eval mode: normalised pictures (B,3,H,W) -> (B,C), with its `.card`
     "The network in the file `path`, to look into it or to train on; raises `InputError` for any other file"
-    from safetensors import safe_open
     from pgflkd.baseline import reid_body
     path = _shipped(path)
-    try:
-        with safe_open(str(path), 'pt') as file:
-            text    = (file.metadata() or {}).get('pgflkd')
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-    except Exception as e:                              # it says so in many ways
-        why = type(e).__name__
-        raise InputError(f'{path}: not readable as safetensors ({why}); give a file that export wrote') from None
+    text, tensors = _contents(path)
     card = _card(text, path)
     need(_weights(tensors)==card['weights'], f'{path}: holds other numbers than were written; export the network again')
     model = _rebuilt(reid_body(card['arch'], None, card['stride']), card, tensors, path)
@@ -182,27 +186,29 @@ _INPUT = 'RGB, resized to (H,W) = size by the bilinear filter, float32 (B,3,H,W)
 _FEATURE = 'f_g after the BNNeck, length 1; compare by dot product'
 _IMAGENET = [[.485, .456, .406], [.229, .224, .225]]
 
+def _deployed(model):
+    "A copy of what is deployed of `model`, on the CPU in float32"
+    from pgflkd.network import to_baseline
+    from pgflkd.where import Where
+    plain = deepcopy(model).eval() if isinstance(model, Where) else to_baseline(model)   # a `Where` has no teacher
+    return plain.cpu().float()
+
 def _described(student, facts, half):
     "What is deployed of `student`, on the CPU, its tensors and its card"
     import torch
-    from pgflkd.network import to_baseline
-    from pgflkd.where import Where
     dls  = getattr(student, 'dls', None)
     card = dict(stats=_IMAGENET) | getattr(student, 'card', {})
     if dls: card |= dict(size=dls.size, stats=dls.stats)
     card |= facts
     need('size' in card, 'export: give size=(H,W), that of the pictures in training')
     card |= dict(size=list(card['size']), stats=np.array(card['stats'], float).tolist())
-    model = getattr(student, 'model', student)
-    where = isinstance(model, Where)                     # has no teacher to leave behind
-    plain = (deepcopy(model).eval() if where else to_baseline(model)).cpu().float()
+    plain = _deployed(getattr(student, 'model', student))
     if half: plain = plain.half().float()
     tensors = _kept(plain)
     with torch.no_grad(): cells = plain.body(torch.zeros(1, 3, *card['size'])).shape[2]
-    stride = 2**round(math.log2(card['size'][0]/cells))
-    made   = f'{date.today()}, pgflkd {pgflkd.__version__}'
-    card  |= dict(arch=plain.body.arch, stride=stride, half=half, width=plain.neck_g.bn.num_features, made=made)
-    card  |= dict(student=type(plain).__name__, pool=type(plain.pool).__name__)
+    card |= dict(arch=plain.body.arch, stride=2**round(math.log2(card['size'][0]/cells)), half=half)
+    card |= dict(width=plain.neck_g.bn.num_features, made=f'{date.today()}, pgflkd {pgflkd.__version__}')
+    card |= dict(student=type(plain).__name__, pool=type(plain.pool).__name__)
     return plain, tensors, card | dict(weights=_weights(tensors), input=_INPUT, feature=_FEATURE)
 
 def _write_safetensors(plain, tensors, card, file):

@@ -70,7 +70,7 @@ def estimate_poses(
     need(not out.exists(), f'{out} exists; give another name, or remove it first')
     fns = _named(root)
     name = re.sub(r' at 0x\w+|[^\w.-]', '', str(estimator))                  # as any system can write it
-    part = out.with_name(f'.{out.name}-{name}-{fingerprint(list(fns.values()))}.part.npz')     # of these pictures
+    part = out.with_name(f'.{out.name}-{name}-{fingerprint(os.path.abspath(root))}.part.npz')     # of this folder
     done, bad = _rest_of(fns, estimator, part, bs, every, progress)
     need(done, lambda: f'{root}: none of {len(fns)} pictures can be read; {bad[0][1]}')
     store = _joined(done, str(out), list(fns))           # in the order of the folder, whatever was done first

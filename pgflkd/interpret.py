@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pytorch_grad_cam import GradCAM
 from torch import nn
 import fastai.callback.progress  # gives Learner its no_bar
 from .callbacks import query_sets, rank_sets
@@ -112,24 +113,23 @@ def read_masks(
     return values==255 if kind=='obstacle' else (values>0) & (values<255)
 
 # %% ../nbs/course/06_interpret.ipynb #cell0026
+class _Similarity:
+    "What `GradCAM` asks of a feature: its cosine with the query"
+    def __init__(self, q): self.q = q
+    def __call__(self, f): return F.cosine_similarity(f, self.q.to(f), dim=-1)
+
 def similarity_cam(
     model:nn.Module,            # with a `body`; its output in eval mode is the feature (B,C)
     x:torch.Tensor,             # (B,3,H,W) normalised pictures
     query_feature:torch.Tensor, # (C,) or (B,C) what each picture is compared to
 )->torch.Tensor:                # (B,H,W) in [0,1], on the CPU
     "Grad-CAM of a cosine: which places make `x` look like the query (Selvaraju et al. 2017)"
-    maps = []
-    hook = model.body.register_forward_hook(lambda module, inputs, out: maps.append(out))
-    try:
-        with evaluating(model) as device, torch.enable_grad():
-            f = model(x.detach().as_subclass(torch.Tensor).to(device).requires_grad_())
-            q = query_feature.detach().as_subclass(torch.Tensor).to(device)
-            grad, = torch.autograd.grad(F.cosine_similarity(f, q.expand_as(f)).sum(), maps[0])
-    finally: hook.remove()
-    weight = grad.mean((2,3), keepdim=True)
-    cam = (weight*maps[0].detach()).sum(1, keepdim=True).relu()
-    cam = F.interpolate(cam.float().cpu(), x.shape[-2:], mode='bilinear')[:,0]
-    return cam/cam.amax((1,2), keepdim=True).clamp_min(1e-12)
+    targets = [_Similarity(q) for q in query_feature.detach().as_subclass(torch.Tensor).expand(len(x), -1)]
+    with evaluating(model) as device, torch.enable_grad(), GradCAM(model, [model.body]) as cam:
+        x = x.detach().as_subclass(torch.Tensor).to(device).requires_grad_()
+        found = torch.from_numpy(cam(x, targets=targets))
+    model.zero_grad()
+    return found
 
 # %% ../nbs/course/06_interpret.ipynb #cell0031
 def _strip(axs, query, found, distances=None):

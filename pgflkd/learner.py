@@ -26,6 +26,7 @@ from .network import PGFLKD
 from .losses import Consistent, MultiPart, ReID, Terms
 from .san import Painter, PaintTriplets, Reconstruct
 from .callbacks import LogTerms, RankGallery, reid_metrics
+from .data import WatchRanking
 from .deploy import export
 from .where import OnPerson, Where
 
@@ -49,6 +50,8 @@ class ReIDAdam(OptimWrapper):
         for p, _, state, hyper in self.all_params(with_grad=True):
             if state.get('do_wd', True): p.grad.add_(p, alpha=hyper['wd'])
         self.opt.step()
+    @property
+    def hypers(self): return [{k: v for k,v in group.items() if v is not None} for group in super().hypers]
 
 # %% ../nbs/course/11_learner.ipynb #cell0010
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def _learner(dls, model, built, terms, recipe, opt_func=ReIDAdam, lr=None, wd=No
     model = model.to(dls.device, memory_format=torch.channels_last)
     if wd is None: wd = recipe.wd
     if metrics is None: metrics = reid_metrics()
-    cbs = [RankGallery(), LogTerms(), *L(cbs)]
+    cbs = [RankGallery(), WatchRanking(), LogTerms(), *L(cbs)]
     learn = Learner(dls, model, Terms(*named.values()), opt_func=opt_func, lr=lr or recipe.lr, wd=wd,
                     splitter=reid_splitter, metrics=metrics, cbs=cbs, **kwargs)
     learn.recipe = recipe
@@ -132,12 +135,13 @@ def baseline_learner(
     arch=None,                    # see `reid_body`; None: the recipe's
     weights:str|None='recipe',    # see `reid_body`; 'recipe': the recipe's, or those that a module of your own has
     recipe:Recipe=PAPER,          # what is not said otherwise
+    pool:nn.Module|None=None,     # see `Baseline`
     unit_triplet:bool|None=None,  # triplets between unit vectors (not in the paper)? None: as the recipe
     terms:tuple=(),               # of the loss, e.g. `Focus()`; `ReID(margin=None)` takes the place of its like
     **kwargs
 ) -> Learner:
     "The student alone: identity and triplet loss on f_G, nothing of pose (Table 6, row 1)"
-    model = Baseline(_body(dls, arch, weights, recipe), dls.n_classes)
+    model = Baseline(_body(dls, arch, weights, recipe), dls.n_classes, pool)
     unit = recipe.unit_triplet if unit_triplet is None else unit_triplet
     return _learner(dls, model, [ReID(unit=unit)], terms, recipe, **kwargs)
 
@@ -157,6 +161,7 @@ def pgflkd_learner(
     lambda_mcl:float|None=None,   # weight of Eq. 5; None: the recipe's
     unit_triplet:bool|None=None,  # triplets between unit vectors (not in the paper)? None: as the recipe
     teachers:tuple|None=None,     # other ones: modules, or what makes them of C and N, such as the class `Semantics`
+    pool:nn.Module|None=None,     # see `Baseline`
     taught=None,                  # see `PGFLKD`; a module, or what makes it of the body and the size of its map
     terms:tuple=(),               # of the loss; each takes the place of the one with its name, or is added
     **kwargs
@@ -165,7 +170,7 @@ def pgflkd_learner(
     body = _body(dls, arch, weights, recipe)
     if taught and not isinstance(taught, nn.Module): taught = taught(body, dls.map_size)
     if teachers is None: teachers = [Foreground]*feb + [partial(Semantics, interact=interact)]*sab
-    model = PGFLKD(body, dls.n_classes, taught=taught)
+    model = PGFLKD(body, dls.n_classes, pool=pool, taught=taught)
     for teacher in teachers:   # made after the student, which thus starts as it does without them
         ready = isinstance(teacher, nn.Module)
         model.teachers.append(teacher if ready else teacher(body.n_features, dls.n_classes))
@@ -181,6 +186,7 @@ def where_learner(
     arch=None,                    # see `reid_body`; None: the recipe's
     weights:str|None='recipe',    # see `reid_body`; 'recipe': the recipe's, or those that a module of your own has
     recipe:Recipe=PAPER,          # what is not said otherwise
+    pool:nn.Module|None=None,     # see `Baseline`
     attend:nn.Module|None=None,   # such as `Prior`, which learns nothing of poses; None: an `AttentionPool` that does
     weight:float=1.,              # of `OnPerson`
     unit_triplet:bool|None=None,  # triplets between unit vectors (not in the paper)? None: as the recipe
@@ -188,7 +194,7 @@ def where_learner(
     **kwargs
 ) -> Learner:
     "A student that pools where it expects the person, ReID losses on f_G and on f_A; no pose at test time"
-    model = Where(_body(dls, arch, weights, recipe), dls.n_classes, attend=attend)
+    model = Where(_body(dls, arch, weights, recipe), dls.n_classes, pool, attend)
     built = [ReID(unit=recipe.unit_triplet if unit_triplet is None else unit_triplet)]
     if attend is None: built.append(OnPerson(weight))
     return _learner(dls, model, built, terms, recipe, **kwargs)

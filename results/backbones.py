@@ -73,8 +73,10 @@ def row(name, stride, df):
     learn = baseline_learner(dls, own() if name=='own' else name, weights=None, recipe=QUICK)
     before, after = step(learn)
     body = learn.model.body
-    facts = dict(name=name, stride=stride, channels=body.n_features, parameters=sum(p.numel() for p in body.parameters()),
-                 ms_a_picture=round(milliseconds(learn.model), 2), loss_before=round(before, 3), loss_after=round(after, 3))
+    facts = dict(name=name, stride=stride, channels=body.n_features,
+                 parameters=sum(p.numel() for p in body.parameters()),
+                 ms_a_picture=round(milliseconds(learn.model), 2),
+                 loss_before=round(before, 3), loss_after=round(after, 3))
     with tempfile.TemporaryDirectory() as d:
         return facts | {kind: exported(learn, f'.{kind}', Path(d)) for kind in ('safetensors', 'onnx')}
 

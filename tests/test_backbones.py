@@ -19,7 +19,9 @@ X = torch.rand(1, 3, 128, 64)
 @torch.no_grad()
 def shape(body): return tuple(body.eval()(X).shape[1:])
 
-@pytest.mark.parametrize('name', ['resnet18', 'mobilenet_v3_small', 'shufflenet_v2_x0_5', 'squeezenet1_1', 'mnasnet0_5'])
+NAMES = 'resnet18', 'mobilenet_v3_small', 'shufflenet_v2_x0_5', 'squeezenet1_1', 'mnasnet0_5'
+
+@pytest.mark.parametrize('name', NAMES)
 def test_torchvision(name):
     "By name and by constructor, down to 8 pixels a cell; what cannot be refined says which stride to ask for"
     make = getattr(models, name)
@@ -30,18 +32,24 @@ def test_torchvision(name):
     a, b = reid_body(name, stride=8), reid_body(make, stride=8)
     assert a.arch==b.arch==name and shape(a)==shape(b)==(a.n_features, 16, 8)
 
+SMALL = dict(test_resnet=8, test_convnext=8, test_efficientnet=8, test_vit=16)
+
 @timm
-@pytest.mark.parametrize('name,stride', [('test_resnet', 8), ('test_convnext', 8), ('test_efficientnet', 8), ('test_vit', 16)])
+@pytest.mark.parametrize('name,stride', SMALL.items())
 def test_timm(name, stride):
     "Networks of timm; a transformer's tokens as a map at the stride of its patches, for pictures of any size"
     body = reid_body(name, stride=stride)
     assert shape(body)==(body.n_features, 128//stride, 64//stride) and body.arch==name
 
+class Alone(nn.Module):
+    "An attention that looks nowhere else"
+    def forward(self, x, *args, **kwargs): return x
+
 @timm
 def test_tokens_lie_where_their_pixels_are():
     "A change at the bottom right of the picture moves the last token most, if every token sees only itself"
     body = reid_body('test_vit', stride=16).eval()
-    for block in body.net.blocks: block.attn = nn.Identity()      # nobody looks elsewhere
+    for block in body.net.blocks: block.attn = Alone()
     other = X.clone()
     other[:, :, 112:, 48:] = 0
     with torch.no_grad(): moved = (body(X)-body(other)).abs().sum(1)[0]
@@ -50,7 +58,8 @@ def test_tokens_lie_where_their_pixels_are():
 @timm
 def test_refused():
     "What has no finer map, what is unknown, and a module that makes no map: one line each, with the remedy"
-    for arch, stride, why in [('test_vit', 8, 'ask `reid_dls` for stride=16'), ('swin_t', 8, 'ask `reid_dls` for stride=32'),
+    for arch, stride, why in [('test_vit', 8, 'ask `reid_dls` for stride=16'),
+                              ('swin_t', 8, 'ask `reid_dls` for stride=32'),
                               ('vit_b_16', 16, 'makes no map'), ('no_such_net', 16, 'neither torchvision nor timm'),
                               (nn.ReLU, 16, 'pass the module that it makes'),
                               (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), 16, 'makes no map')]:
@@ -65,19 +74,21 @@ def test_undone(layer):
         coarse = body(x)
         fine = finer_map(body, 1)(x)
     assert fine.shape[2:]==x.shape[2:]
-    torch.testing.assert_close(fine[:, :, ::2, ::2], coarse, atol=1e-6, rtol=1e-5)        # float32, another order of sums
+    torch.testing.assert_close(fine[:, :, ::2, ::2], coarse, atol=1e-6, rtol=1e-5)   # float32, another order of sums
 
 def saved(net): return {k: v.clone() for k, v in net.state_dict().items()}
 
-OTHERS = dict(                     # how each toolbox writes a ResNet: what stands before the body, the rest, the wrapper
+OTHERS = dict(        # how each toolbox writes a ResNet: what stands before the body, the rest, the wrapper
     torchvision=('', {'fc.weight': (7, 512), 'fc.bias': (7,)}, None),
     torchreid=('module.', {'module.classifier.weight': (751, 512), 'module.classifier.bias': (751,)}, 'state_dict'),
     fastreid=('backbone.', {'heads.bottleneck.0.weight': (512,), 'heads.bottleneck.0.running_mean': (512,),
                             'heads.weight': (702, 512), 'pixel_mean': (1, 3, 1, 1)}, 'model'),
-    strong_baseline=('base.', {'bottleneck.weight': (512,), 'bottleneck.bias': (512,), 'classifier.weight': (751, 512)}, None),
+    strong_baseline=('base.', {'bottleneck.weight': (512,), 'bottleneck.bias': (512,),
+                               'classifier.weight': (751, 512)}, None),
     layumi=('model.', {'model.fc.weight': (1000, 512), 'classifier.add_block.0.weight': (512, 512),
                        'classifier.classifier.0.weight': (751, 512)}, None),
-    parallel=('module.base.', {'module.bottleneck.weight': (512,), 'module.classifier.weight': (9, 512)}, 'state_dict'))
+    parallel=('module.base.', {'module.bottleneck.weight': (512,),
+                               'module.classifier.weight': (9, 512)}, 'state_dict'))
 
 @pytest.mark.parametrize('toolbox', OTHERS)
 def test_checkpoints(toolbox, tmp_path):
@@ -106,7 +117,8 @@ def test_another_arch(tmp_path):
 def test_student(tmp_path):
     "The shipped student starts a body; so does any file that `export` wrote; another arch is refused by name"
     body, state = reid_body('mobilenet_v2', 'student', 8), read_weights('student')
-    for name, value in body.state_dict().items(): assert torch.equal(value, state[f'body.{name}'].to(value.dtype)), name
+    for name, value in body.state_dict().items():
+        assert torch.equal(value, state[f'body.{name}'].to(value.dtype)), name
     with pytest.raises(InputError, match="weights='student' fits the arch mobilenet_v2, not resnet18"):
         reid_body('resnet18', 'student', 8)
     own = Baseline(reid_body('shufflenet_v2_x0_5', stride=8), 3)

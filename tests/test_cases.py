@@ -81,39 +81,40 @@ def some_pictures(tmp_path_factory):
     return files
 
 OWN = {'folders': ('{:03d}/c{}_{}.jpg', {}), 'folders, camera': ('{:03d}/{}-{}.jpg', dict(camera='{camera}-*')),
-       'names': ('p{:03d}_c{}_{}.jpg', {}), 'names, pattern': ('{1}+{0:03d}+{2}.jpg', dict(pattern='{camera}+{person}+*'))}
+       'names': ('p{:03d}_c{}_{}.jpg', {}),
+       'names, pattern': ('{1}+{0:03d}+{2}.jpg', dict(pattern='{camera}+{person}+*'))}
 
 def options_of(command):
     "The options in a command that the doctor gives"
     words = shlex.split(command)
     return {o.removeprefix('--'): v for o,v in zip(words, words[1:]) if o.startswith('--')}
 
-def check_advice(report):
-    "The command in `report` reads, occludes and batches; or tests"
+def check_advice(report, made):
+    "The command in `report` reads, occludes into `made` and batches; or tests"
     from pgflkd.commands.transfer import _read_targets
     given = options_of(report.advice.splitlines()[-1])
     if 'targets' in given: return _read_targets(given['targets'])
     names = set(given) & {'pattern', 'camera', 'test', 'lists'}
     (df, joints), _ = said(read_crops, given['data'], given['format'], None, **{k: given[k] for k in names})
     check_pictures(df.fn)
-    df, joints = add_queries(df, joints, Path(given['data']).parent/'made', 0)
+    df, joints = add_queries(df, joints, made, 0)
     dls = reid_dls(df, joints, size=(64,32), bs=int(given.get('bs', 64)), per_id=4, seed=0)
-    assert dls.one_batch()[0][0].shape[1:]==(3,64,32)
+    assert dls.one_batch()[0].shape[1:]==(3,64,32)
 
 @pytest.mark.parametrize('format,variant', fx.VARIANTS, ids=[f'{f}-{v}' for f,v in fx.VARIANTS])
 def test_b01_what_the_doctor_approves_trains(format, variant, some_pictures, tmp_path):
     fx.write(format, variant, tmp_path, some_pictures)
     report = doctor(tmp_path, format=format)
     assert report.ill==0, str(report)
-    check_advice(report)
+    check_advice(report, tmp_path/'made')
 
 @pytest.mark.parametrize('kind', OWN)
 def test_b01_own_crops_too(kind, tmp_path):
     name, options = OWN[kind]
     report = doctor(crops(tmp_path/'crops', name), **options)
     assert report.ill==0, str(report)
-    assert report.table.groupby('role').pid.nunique().train==6 and set(report.table.camid)=={0,1} or 'camera' not in kind
-    check_advice(report)
+    assert report.table.groupby('role').pid.nunique().train==6 and report.table.camid.nunique()==2
+    check_advice(report, tmp_path/'made')
 
 def test_b01_a_table_too(tmp_path):
     crops(tmp_path/'crops', '{}_{}_{}.jpg')
@@ -123,7 +124,7 @@ def test_b01_a_table_too(tmp_path):
     table.to_csv(tmp_path/'crops/t.csv', index=False)
     report = doctor(tmp_path/'crops/t.csv')
     assert report.ill==0 and '--format csv' in report.advice
-    check_advice(report)
+    check_advice(report, tmp_path/'made')
 
 @pytest.mark.slow
 def test_b01_occluded_sets_train_from_the_command(some_pictures, tmp_path):
@@ -284,7 +285,8 @@ def test_b10_text_gaps_and_missing_columns(tmp_path):
     for column, value in dict(pid=np.nan, camid=None, fn=np.nan, role='Train').items():
         worse = df.astype(object).assign(**{column: df[column].astype(object).where(~gap, value)})
         with pytest.raises(InputError, match=f'row 3: {column} is'): from_df(worse)
-        with pytest.raises(InputError): reid_dls(worse.assign(role='train') if column=='role' else worse, bs=8, per_id=2)
+        if column!='role':
+            with pytest.raises(InputError): reid_dls(worse, bs=8, per_id=2)
     blind, text = said(from_df, df.drop(columns='camid'))
     assert blind.camid.tolist()==(df.role=='gallery').astype(int).tolist() and 'no two cameras are known' in text
 
@@ -296,7 +298,7 @@ def test_b16_person_0_is_somebody(tmp_path):
     assert set(msmt.pid[msmt.role=='query'])=={10001,10002} and not set(msmt.pid[msmt.role=='train']) & {10001,10002}
 
 def test_b23_one_camera(tmp_path):
-    text = ' '.join(str(doctor(market(tmp_path/'m', train=range(2, 20), cams=(1,)))).split())
+    text = ' '.join(str(doctor(market(tmp_path/'m', train=range(8, 24), cams=(1,)))).split())
     assert 'no query has a picture of the same person from another camera' in text
 
 def test_b30_train_and_val(tmp_path):
@@ -358,7 +360,7 @@ multiprocessing.set_start_method("spawn")
 
 def test_b20_without_posix(tmp_path):
     "No fcntl, and processes that start anew: every command is imported, the light ones run"
-    market(tmp_path/'m', train=range(2, 20))
+    market(tmp_path/'m', train=range(8, 24))
     code = WINDOWS + f'''
 if __name__=='__main__':
     import pgflkd.all

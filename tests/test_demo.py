@@ -3,6 +3,9 @@ import base64
 import importlib.util
 import io
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +80,46 @@ def test_page_is_made():
     import tempfile
     empty = Gallery.create(Path(tempfile.mkdtemp())/'g', dim=4)
     assert demo.make_app(empty, None).analytics_enabled is False
+
+
+CALLS = '''
+import os, sys, time
+sys.path.append({extra!r})
+hosts = set()
+def note(event, args):
+    if event=='socket.getaddrinfo': hosts.add(str(args[0]))
+    if event=='socket.connect' and isinstance(args[1], tuple): hosts.add(str(args[1][0]))
+sys.addaudithook(note)
+sys.path.insert(0, {examples!r})
+import demo, gradio
+gradio.Blocks.launch = lambda self, _real=gradio.Blocks.launch, **k: _real(self, prevent_thread_lock=True, **k)
+demo.demo_command.__wrapped__({gallery!r}, port={port})
+time.sleep(3)                                  # what would call, calls by now
+print('HOSTS', sorted(hosts-{{'127.0.0.1', 'localhost', '0.0.0.0', '::1', 'None'}}), flush=True)
+os._exit(0)
+'''
+
+
+def test_demo_calls_nobody(tmp_path):
+    "It prints its address and whom it shows, and no host but this one is asked for anything; a busy port is refused"
+    pytest.importorskip('gradio', reason='gradio is not installed: pip install gradio')
+    made(tmp_path)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+        s.listen()
+        with pytest.raises(InputError, match='another program uses it'): demo.check_free(port)
+    code = CALLS.format(extra='', examples=str(ROOT/'examples'), gallery=str(tmp_path/'g'), port=port)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300)
+    assert f'The page is at http://127.0.0.1:{port}' in done.stdout and 'rendered' in done.stdout, done.stderr
+    assert 'HOSTS []' in done.stdout, done.stdout+done.stderr
+
+
+def test_a_file_that_is_gone_is_grey(tmp_path):
+    student, gallery, names = made(tmp_path)
+    picture = Image.open(names[3]).copy()
+    for name in names: name.unlink()
+    assert demo.answer(gallery, student, picture, kind='nothing', **demo.BOX)[3]>.9999
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,3 +192,23 @@ def test_spoilt_files(model, tmp_path):
             assert 'a.safetensors' in str(e) and '\n' not in str(e)
         else: assert all(torch.equal(start[k], again[k]) for k in start if 'neck_g.fc' not in k)
     assert refused>20
+
+
+def test_the_shipped_student():
+    "It is the file its card page names, knows people that it never saw, and holds numbers alone"
+    import hashlib
+    import pgflkd
+    from pgflkd.callbacks import rank_sets
+    from pgflkd.deploy import load_embedder
+    from pgflkd.synthetic import render_world
+    folder = Path(pgflkd.__file__).parent/'weights'
+    found = hashlib.sha256((folder/'student.safetensors').read_bytes()).hexdigest()
+    assert found in (folder/'README.md').read_text()
+    embed = load_embedder('student')
+    assert embed.card['licence']=='Apache-2.0' and embed.card['half']
+    df = render_world('tiny', seed=1, progress=False)
+    test = df[df.role!='train'].reset_index(drop=True)
+    ranked = rank_sets(test, torch.as_tensor(embed(list(test.fn))))
+    assert ranked['holistic'].mAP>.9 and ranked['occluded'].mAP>.7, ranked
+    shuffled = test.assign(pid=np.random.default_rng(0).permutation(test.pid))          # the placebo
+    assert rank_sets(shuffled, torch.as_tensor(embed(list(test.fn))))['holistic'].mAP<.5

@@ -370,16 +370,18 @@ def test_g5_responses_are_made_in_small_batches():
 def test_g8_the_neck_subtracts_before_anything_is_rounded():
     "In bfloat16 a channel of mean 1 and spread .01 would be mostly rounding if its average were rounded"
     from pgflkd.baseline import Baseline
+    from pgflkd.where import Where
     torch.manual_seed(0)
     body = nn.Identity()
     body.n_features = 3
+    x = (1 + .01*torch.randn(8, 3, 1, 1)).expand(-1, -1, 16, 8) + .01*torch.randn(8, 3, 16, 8)
+    half, attention = x.bfloat16(), torch.rand(8, 16, 8).flatten(1).softmax(1).view(8, 16, 8)
     model = Baseline(body, 2).eval()
     model.neck_g.bn.running_mean.fill_(1.)
-    x = (1 + .01*torch.randn(8, 3, 1, 1)).expand(-1, -1, 16, 8) + .01*torch.randn(8, 3, 16, 8)
-    half = x.bfloat16()
-    want = half.float().mean((2, 3)) - 1.
-    with torch.autocast('cpu', dtype=torch.bfloat16): f = model(half)
-    assert f.dtype==torch.float32 and (f-want).abs().max()<1e-4
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        f, under = model(half), Where(body, 2).under(half, attention)
+    assert f.dtype==torch.float32 and (f-(half.float().mean((2, 3))-1)).abs().max()<1e-4
+    assert (under-(half.float()*attention[:,None]).sum((2, 3))).abs().max()<1e-4
 
 @pytest.mark.slow
 def test_the_script_rehearses(tmp_path):
@@ -390,7 +392,7 @@ def test_the_script_rehearses(tmp_path):
     r = subprocess.run(command, env=env, capture_output=True, text=True)
     assert r.returncode==0 and 'all is done' in r.stdout, r.stdout[-1500:] + r.stderr[-1500:]
     checks, times, runs = (pd.read_csv(tmp_path/f'{name}.csv') for name in ('checks', 'times', 'runs'))
-    assert checks.passed.all() and (times[['step_baseline', 'bound_a_second']]>0).all(None)
+    assert checks.passed.all() and (times[['step_baseline', 'bound_a_second']]>0).all(axis=None)
     assert {'baseline', 'PGFL-KD', '+FEB', 'where'}<=set(runs.row) and set(runs.device)==set(checks.device)
     assert {o.name for o in tmp_path.glob('*.png')}=={'figure1.png', 'figure4.png'}
     again = subprocess.run(command, env=env, capture_output=True, text=True)

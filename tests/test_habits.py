@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.basics import Learner, load_learner
-from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, MixUp, ReduceLROnPlateau,
-                                 SaveModelCallback)
+from fastai.basics import load_learner, noop
+from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, MixUp,
+                                 ReduceLROnPlateau, SaveModelCallback)
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.vision.all import Brightness, PILImage, Transform, aug_transforms
@@ -38,7 +38,7 @@ def learner(df, dls=None, cbs=(), **kwargs):
     learn = baseline_learner(dls, 'shufflenet_v2_x0_5', weights=None, recipe=QUICK, cbs=cbs, **kwargs)
     if not hasattr(learn, 'watch_ranking'): learn.add_cb(WatchRanking())
     learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__=='ProgressCallback'])
-    learn.logger = lambda *_: None
+    learn.logger = noop
     return learn
 
 @pytest.fixture(scope='module')
@@ -126,7 +126,7 @@ def test_tta_validate(trained):
 def test_summary(trained): assert 'Total params' in str(trained.summary())
 
 def test_default_monitors(df, tmp_path, capsys):
-    "Trackers with their default monitor watch mAP and say so: the best epoch is kept, not an old file, and none stops at once"
+    "Trackers with their default monitor watch mAP and say so: the best epoch is kept, and not an old file"
     learn = learner(df, loaders(df, path=tmp_path))
     (tmp_path/'models').mkdir()
     torch.save({'an': 'old file'}, tmp_path/'models/model.pth')
@@ -141,12 +141,14 @@ def test_default_monitors(df, tmp_path, capsys):
         def after_epoch(self):
             seen.append(self.epoch)
             super().after_epoch()
-            if self.new_best: best.update({k: v.clone() for k, v in self.learn.model.state_dict().items()})
+            if self.new_best: best.update({k: v.clone() for k, v in self.model.state_dict().items()})
     learn.fit(3, 1e-3, cbs=[Note(), EarlyStoppingCallback(patience=2), ReduceLROnPlateau(patience=5)])
     said = capsys.readouterr().out
-    for name in ('Note', 'EarlyStoppingCallback', 'ReduceLROnPlateau'): assert f'{name}: people in validation have no' in said
+    for name in ('Note', 'EarlyStoppingCallback', 'ReduceLROnPlateau'):
+        assert f'{name}: people in validation have no' in said
     assert seen==[0, 1, 2] and best
-    for name, value in learn.model.state_dict().items(): assert torch.equal(value, best[name]), name
+    for name, value in learn.model.state_dict().items():
+        assert torch.equal(value, best[name]), name
 
 def test_other_callbacks(df, tmp_path):
     learn = learner(df, loaders(df, path=tmp_path), cbs=[CSVLogger(), GradientAccumulation(8)])
@@ -155,18 +157,18 @@ def test_other_callbacks(df, tmp_path):
 
 @pytest.mark.parametrize('cb', [MixUp, CutMix])
 def test_mixtures(df, cb):
-    with pytest.raises(InputError, match='half of one person and half of another is nobody'): learner(df).fit(1, cbs=cb())
+    with pytest.raises(InputError, match='half of one person and half of another'): learner(df).fit(1, cbs=cb())
 
 def test_metrics(df):
     with pytest.raises(InputError, match="metrics .'accuracy'.: compare classes"): learner(df, metrics=accuracy).fit(1)
 
-def test_collapse(df):
+def test_collapse(df, trained):
     "A network that gives everybody the same features is noticed at the first validation; a healthy one is not blamed"
-    learn = learner(df)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        learn.validate()
+        trained.validate()
     assert not [w for w in said if 'collapsed' in str(w.message)]
+    learn = learner(df)
     learn.model.neck_g.bn.weight.data.zero_()
     learn.model.neck_g.bn.bias.data.fill_(1.)
     with pytest.warns(UserWarning, match='the network has collapsed'): learn.validate()
@@ -204,7 +206,7 @@ def test_refused(df, kwargs, why):
 @pytest.mark.parametrize('start', ['spawn', 'forkserver'])
 def test_workers(df, start):
     "The same batches from workers that cannot inherit anything"
-    alone = [b[0] for b in loaders(df, bs=8, per_id=2)][:2]
+    alone = [b[0] for _, b in zip(range(2), loaders(df, bs=8, per_id=2).train)]
     before = mp.get_start_method()
     mp.set_start_method(start, force=True)
     try:
@@ -215,8 +217,8 @@ def test_workers(df, start):
 
 def test_own_tables(df, tmp_path):
     "A CSV with names in it, and one folder a person"
-    table = df.assign(pid=[f'Ann{p}' for p in df.pid], camid=[f'door{c}' for c in df.camid])[['fn', 'pid', 'camid', 'role']]
-    table.to_csv(tmp_path/'t.csv', index=False)
+    table = df.assign(pid=[f'Ann{p}' for p in df.pid], camid=[f'door{c}' for c in df.camid])
+    table[['fn', 'pid', 'camid', 'role']].to_csv(tmp_path/'t.csv', index=False)
     dls = ReIDDataLoaders.from_df(tmp_path/'t.csv', size=(64, 32), bs=8, per_id=2)
     assert dls.n_classes==12 and isinstance(dls, ReIDDataLoaders)
     for i, (fn, pid) in enumerate(zip(df.fn, df.pid)):
@@ -251,8 +253,9 @@ def test_metric_learning(df, loss):
     learn.fit(1, 1e-3)
     name = getattr(loss, '__name__', type(loss).__name__)
     assert learn.log_terms.history[-1][name]>0
-    out = learn.model.train()(*(b:=learn.dls.one_batch())[:2])
-    learn.loss_func.each(out, b[2:])[name].backward()
+    batch = learn.dls.one_batch()
+    learn.opt.zero_grad()
+    FeatureLoss(loss).term(learn.model.train()(*batch[:2]), batch[2:]).backward()
     assert learn.model.body[0][0].weight.grad.abs().sum()>0
 
 def test_own_loop(df):
@@ -284,8 +287,8 @@ def test_tensorboard_figure():
 
 def test_tensorboard_settings(df):
     "torch's optimisers have settings that TensorBoard cannot write: one line; fastai's have not"
-    cb = type('TensorBoardCallback', (WatchRanking,), dict(trace_model=True, before_fit=lambda self: None, after_pred=lambda self: None))
-    watch, board = WatchRanking(), cb()
+    class TensorBoardCallback: trace_model = True
+    watch, board = WatchRanking(), TensorBoardCallback()
     watch.learn = SimpleNamespace(cbs=[board], metrics=[], opt=SimpleNamespace(hypers=[dict(lr=1., foreach=None)]))
     with pytest.raises(InputError, match="opt_func=Adam"): watch.before_fit()
     watch.learn.opt.hypers = [dict(lr=1.)]

@@ -3,8 +3,9 @@
 The same file is the script of the two processes; `torchrun` starts them, as `accelerate launch` does on GPUs.
 One process then trains on the same batches: each of its batches is the two that the processes have at the same time,
 its BatchNorms see both, and its loss is the mean of the losses of the two halves, since strangers and friends are
-looked for within a process. Two stand-ins, as torch and fastai have these parts for GPUs only: `SyncBatchNorm` adds
-up mean and variance through gloo, and the order of the pictures is sent from the CPU. Plain SGD: Adam's first steps are signs, and a sign cannot be nearly equal.
+looked for within a process. Two stand-ins, as torch and fastai have these parts for GPUs only: `SyncBatchNorm` adds up
+mean and variance through gloo, and the order of the pictures is sent from the CPU. Plain SGD: Adam's first steps are
+signs, and a sign cannot be nearly equal.
 """
 import os
 import subprocess
@@ -129,7 +130,7 @@ def pairs(order):
     return ranks.transpose(0, 1).flatten().tolist()
 
 def train_one(monkeypatch, file):
-    "One process on the same batches"
+    "A learner of one process, trained on the same batches"
     from pgflkd.checkpoint import RunLog
     learn = make_learner(cbs=[RunLog(file, 'one', 0), Saw()])
     dl = learn.dls.train
@@ -153,37 +154,38 @@ def two(tmp_path_factory):
     env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parent.parent), *filter(None, [env.get('PYTHONPATH')])])
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2',
                __file__, str(out)]
-    r = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    r = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
     assert r.returncode==0, r.stderr[-3000:]
     return out, [torch.load(out/f'saw{rank}.pt', weights_only=False) for rank in (0, 1)]
 
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m: yield train_one(m, tmp_path_factory.mktemp('one')/'one.pth')
+
 pytestmark = pytest.mark.slow
 
-def test_two_processes_are_one(two, monkeypatch, tmp_path):
-    "Every weight and every running mean after two epochs, within 1e-4 of the largest of its tensor"
+def test_two_processes_are_one(two, one):
+    "Every weight and every running mean after two epochs, within 1e-4 of the largest of its tensor, or of .01"
     _, (first, second) = two
     assert first['world']==2
-    one = train_one(monkeypatch, tmp_path/'one.pth')
     for mine, *parts in zip(one.saw.people, first['people'], second['people']):
         assert torch.equal(torch.cat(parts), mine)               # they did have the same batches
     for name, value in one.model.state_dict().items():
         found = first['weights'][name]
         assert torch.equal(found, second['weights'][name]), f'{name} differs between the processes'
-        far = (found-value).abs().max()/value.abs().max().clamp_min(1e-3)
+        far = (found-value).abs().max()/value.abs().max().clamp_min(.01)
         assert far<=1e-4, f'{name}: {far:.1e}'
 
-def test_every_process_knows_the_ranking(two, monkeypatch, tmp_path):
+def test_every_process_knows_the_ranking(two, one):
     "That of all test pictures, an odd number of them"
     _, (first, second) = two
-    one = train_one(monkeypatch, tmp_path/'one.pth')
     assert len(one.dls.test_df)%2==1 and one.rank_gallery.results
     for name, ranking in one.rank_gallery.results.items():
         np.testing.assert_allclose(first['ranking'][name], ranking.ap, atol=.02)    # near ties may swap
         np.testing.assert_array_equal(first['ranking'][name], second['ranking'][name])
 
-def test_without_the_joint_statistics_it_would_differ(two, monkeypatch, tmp_path):
+def test_without_the_joint_statistics_it_would_differ(one):
     "The test above can fail: BatchNorms that see one half at a time give other weights"
-    one = train_one(monkeypatch, tmp_path/'one.pth')
     learn = make_learner()
     with learn.no_bar(), learn.no_logging(): learn.fit(EPOCHS, LR)
     apart = [(a-b).abs().max().item() for a, b in zip(learn.model.parameters(), one.model.parameters())]

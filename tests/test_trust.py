@@ -371,4 +371,4 @@ def test_mutants_short():
     "Short form of results/trust/mutate.py: a dozen mutants of the losses, all of them noticed by their page"
     said = script('mutate.py', '--module', 'losses', '--minutes', .4, '--out', '')
     killed, tried, possible = map(int, re.search(r'losses: (\d+) of (\d+) killed, (\d+) possible', said).groups())
-    assert killed==tried>=8 and possible>=70
+    assert killed==tried>=8 and possible>=40

@@ -74,7 +74,7 @@ def test_some_batches(name, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)                                     # as each core of `render_world`
     for batch in sorted({int(i)//n for i in known}):
-        synthetic._draw(stage, tmp_path, table[batch*n:(batch+1)*n], synthetic.contextlib.nullcontext())
+        synthetic._draw(stage, tmp_path, table[batch*n:(batch+1)*n])
     torch.set_num_threads(threads)
     wrong = [i for i,digest in known.items() if short(picture_hash(tmp_path, i))!=digest]
     assert not wrong, f'{len(wrong)} of {len(known)} pictures of {name} differ, for example {wrong[:5]}'
@@ -143,6 +143,22 @@ def test_killed_half_way(tmp_path):
     assert visible(tmp_path)==['w'] and not half_done(tmp_path)             # what the dead one left was swept up
     df = render_world(WORLD, out=tmp_path/'w', progress=False)
     for name in [*df.fn, *df['mask'], *df.texture]: assert Path(name).exists()
+
+def test_many_people_to_find():
+    "150 people to learn from as in `small`, and 800 queries in each set"
+    f = synthetic.plan(PRESETS['many'], 1000)
+    assert f.who[f.role=='train'].nunique()==PRESETS['small'].n_train
+    assert f[f.query_set!=''].groupby('query_set').size().to_dict()==dict(holistic=800, occluded=800, partial=800)
+
+def test_obstacles_anywhere():
+    "The dial turns obstacles evenly, a camera's own always in the same way, and changes nothing else of the plan"
+    world = replace(PRESETS['small'], occluded_train=1.)
+    still, turned = [synthetic.plan(replace(world, anywhere=dial), 0) for dial in (False,True)]
+    assert (still.turn==0).all() and still.drop(columns='turn').equals(turned.drop(columns='turn'))
+    behind = turned[turned.occluded]
+    assert behind[behind.own].groupby('thing').turn.nunique().max()==1
+    shares = behind.drop_duplicates('tracklet').turn.value_counts(normalize=True)
+    assert len(shares)==4 and shares.between(.18, .32).all(), shares
 
 def test_tall_pictures_keep_the_truth(tmp_path):
     from pgflkd.world.people import _GROUP

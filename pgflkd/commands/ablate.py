@@ -262,12 +262,11 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     "The untrained learner of `row` under `recipe`; raises `InputError` for weights that do not fit"
     from fastai.torch_core import set_seed
     from fastai.vision.core import imagenet_stats
-    from pgflkd.callbacks import WarmDistillation
+    from pgflkd.callbacks import CoveredCopy, WarmDistillation, WrongPose
     from pgflkd.data import reid_dls
     from pgflkd.learner import pgflkd_learner, where_learner
     from pgflkd.occlude import HidePerson
     from pgflkd.precision import BF16, fast_bf16
-    from pgflkd.where import CoveredCopy, WrongPose
     hide = partial(HidePerson, stats=imagenet_stats, seed=seed+3)
     drawn = dict(scale=row.scale, sigma=row.sigma, batch_tfms=[hide(row.hide)] if row.hide else [])
     dls = reid_dls(df, joints, **recipe.data, **drawn, seed=seed, num_workers=num_workers)
@@ -326,7 +325,7 @@ def _measure(learn, key, out):
     for feature in _RANKED & set(found):
         sets = rank_sets(learn.dls.test_df, found[feature])
         file = out/'ap'/f'{key["run"]}_{feature}.npz'
-        write_whole(file, lambda f: _save_ap(f, sets, learn.dls.test_df))
+        write_whole(file, partial(_save_ap, sets=sets, df=learn.dls.test_df))
     facts = dict(precision=precision_of(learn), protocol=PROTOCOL) | run_facts(learn.dls.device)
     return pd.DataFrame(rank_features(learn.dls.test_df, found)).assign(**key, **facts)
 

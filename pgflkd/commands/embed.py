@@ -47,10 +47,12 @@ def _gallery(out, model, flip, device):
     old = Gallery.open(out) if (out/'gallery.json').exists() else None
     need(old or model, 'pgflkd_embed: give the file of the network with --model')
     need(not old or old.facts['flip']>=flip, f'{out}: was made without --flip; leave it out, or give another --out')
+    on_cpu = device in ('', 'cpu') or not str(model).endswith('.onnx')
+    need(on_cpu, f'{model}: runs on the CPU; leave out --device {device}')
     device = device or _device()
-    need(device=='cpu' or not model.endswith('.onnx'), f'{model}: runs on the CPU; leave out --device {device}')
-    if old and device=='cpu' and not model: return old
-    embedder = load_embedder(model or old.facts['network'], device)
+    file   = model or old.facts['network'] or ''
+    if old and not model and (device=='cpu' or not os.path.exists(file)): return old
+    embedder = load_embedder(file, device)
     return Gallery.open(out, embedder) if old else Gallery.create(out, embedder, flip=flip)
 
 def _device():

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
@@ -302,7 +303,7 @@ def _train_and_compare(s, dls, name):
     results = _compare(runs, s).assign(dataset=name, **_facts(s, dls.device))
     for file,table in dict(history=history, results=results).items():    # the second says that the run is finished
         table = table.dropna(axis=1, how='all')
-        write_whole(s.out/f'{file}.csv', lambda f: table.to_csv(f, index=False))
+        write_whole(s.out/f'{file}.csv', partial(table.to_csv, index=False))
     return table
 
 def _announce(s, dls, name):

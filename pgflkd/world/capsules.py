@@ -62,14 +62,9 @@ def draw_capsule(
 # %% ../../nbs/world/01_capsules.ipynb #cell0016
 Cell = namedtuple('Cell', 'top left height width')     # a rectangle of the atlas, in texels: numbers, or tensors (n,)
 
-def sample_texture(
-    texture:torch.Tensor,  # (B,3,128,128)
-    which:torch.Tensor,    # (n,) of the B
-    cell:Cell,             # of tensors (n,)
-    row:torch.Tensor,      # (n,) row in the cell, between texels
-    col:torch.Tensor,      # (n,) column, taken round the limb
-)->torch.Tensor:           # (n,3)
-    "Mix the four nearest texels of `cell`: rows end at its edges, columns go round"
+def sample_texture(texture, which, cell, row, col):
+    """Mix the four nearest texels -> (n,3): of the textures `which` (n,) of `texture` (B,3,128,128), at `row` and `col`
+    (n,) of their `cell`, a `Cell` of tensors (n,); rows end at its edges, columns go round"""
     texels = texture.permute(0,2,3,1).reshape(-1,3)
     start = which*128**2 + (cell.top*128 + cell.left).long()
     above, before = row.floor(), col.floor()
@@ -83,22 +78,15 @@ def sample_texture(
     return mixed
 
 # %% ../../nbs/world/01_capsules.ipynb #cell0019
-def light_on(
-    normal:tuple,    # x, y, z of the directions in which surfaces face: any shape
-)->torch.Tensor:     # the same shape, from .4 to about 1.1
-    "Light on surfaces that face `normal`: a lamp at the upper left, the sky, and a rim"
+def light_on(normal):
+    "Light, .4 to about 1.1, on surfaces that face `normal` (x, y, z): a lamp at the upper left, the sky, and a rim"
     x, y, z = normal
     lamp = (-.45*x - .55*y + .70*z).clamp(min=0)
     sky  = .5 - .5*y
     return .40 + .20*sky + .50*lamp + .12*sky*(1-z)**3
 
-def soften(
-    light:torch.Tensor,  # (B,H,W)
-    depth:torch.Tensor,  # (B,H,W)
-    reach:torch.Tensor,  # (B,1,1) up to this difference in depth two pixels belong together; or a number
-    step:int,            # pixels to the neighbours
-)->torch.Tensor:         # (B,H,W)
-    "Mix `light` with that of the four neighbours at a distance of `step`, where `depth` differs by less than `reach`"
+def soften(light, depth, reach, step):
+    "Mix `light` (B,H,W) with that of the four neighbours `step` pixels away whose `depth` differs by less than `reach`"
     H, W = depth.shape[1:]
     lights, depths = F.pad(light, (step,)*4), F.pad(depth, (step,)*4, value=-torch.inf)
     total, weight = light, 1.
@@ -113,11 +101,8 @@ def _blur(x, size):
     down = F.avg_pool2d(x, (size,1), 1, (size//2,0))
     return F.avg_pool2d(down, (1,size), 1, (0,size//2))
 
-def occlusion(
-    depth:torch.Tensor,  # (B,H,W), -inf where there is nothing
-    tall:torch.Tensor,   # (B,1,1) body height, pixels
-)->torch.Tensor:         # (B,H,W) from 0, open, to 1
-    "How deep a pixel lies behind the mean `depth` of the body around it, in units of 7 % of the height"
+def occlusion(depth, tall):
+    "How deep a pixel lies behind the mean `depth` (B,H,W) of the body around it: 0 to 1, in units of 7 % of its height"
     size = 2*max(1, round(depth.shape[1]*.02)) + 1
     body = depth > -torch.inf
     z = torch.where(body, depth, 0.)

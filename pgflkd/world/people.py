@@ -8,7 +8,6 @@ __all__ = ['POINTS', 'Shape', 'ATLAS', 'Capsule', 'CAPSULES', 'find_capsules', '
 # %% ../../nbs/world/02_people.ipynb #cell0002
 import math
 from collections import namedtuple
-from copy import copy
 from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
@@ -141,13 +140,10 @@ _LIMBS = [    # {} is left or right
 CAPSULES = list(_TRUNK)
 for _s in _SIDES: CAPSULES += [Capsule(*[x.format(_s) if isinstance(x, str) else x for x in c]) for c in _LIMBS]
 
-def find_capsules(
-    *names:str, # as in `Capsule`
-)->list:        # of int
+def find_capsules(*names:str)->list:
     "Places in `CAPSULES` of the capsules with these names, limbs on both sides"
     return [i for i,c in enumerate(CAPSULES) if c.name in names]
 
-# %% ../../nbs/world/02_people.ipynb #cell0019
 class Bodies:
     "Textures (N,3,128,128), radii (N,C,2) of the `CAPSULES` in heights (0 = not there), `Shape`s (N,7), stacked"
     def __init__(self, texture:torch.Tensor, radii:torch.Tensor, shape:torch.Tensor):
@@ -156,15 +152,10 @@ class Bodies:
         self.texture, self.radii, self.shape = texture, radii, shape
     def __len__(self): return len(self.texture)
     def __getitem__(self, who):
-        who = torch.as_tensor(who, device=self.shape.device)
+        who = torch.as_tensor(who)
         return Bodies(self.texture[who], self.radii[who], self.shape[who])
-    def to(self, device):
-        "The same bodies with their tensors on `device`"
-        out = copy(self)
-        out.texture, out.radii, out.shape = self.texture.to(device), self.radii.to(device), self.shape.to(device)
-        return out
 
-# %% ../../nbs/world/02_people.ipynb #cell0022
+# %% ../../nbs/world/02_people.ipynb #cell0021
 _START, _END = _at(*[c.start for c in CAPSULES]), _at(*[c.end for c in CAPSULES])
 _FLAT = torch.tensor([c.flat for c in CAPSULES]).T
 
@@ -175,7 +166,7 @@ def _tile(low, high, n):
     "The pixels (B,1,m) of the shortest m that holds each interval from `low` to `high` (B,1,1) within `n` pixels"
     first, last = low.floor().clamp(0, n-1), high.ceil().clamp(1, n)
     m = int((last-first).amax().clamp(1, n))
-    return first.clamp(max=n-m).long() + torch.arange(m, device=low.device)
+    return first.clamp(max=n-m).long() + torch.arange(m)
 
 def _tiles(a, b, margin, size):
     "Columns (B,1,w) and rows (B,h,1) of the tiles that hold capsules from `a` to `b` (3,B,1,1) with a `margin`"
@@ -199,7 +190,7 @@ def _draw_one(posed, i, worn, size):
 def _rasterize(posed, size):
     "Depth (B,H,W), -inf where there is nothing, and the capsule in front (int16, -1: nothing; in a tie the earlier)"
     shape = len(posed.height), *size
-    depth = posed.height.new_full((math.prod(shape),), -torch.inf)
+    depth = torch.full((math.prod(shape),), -torch.inf)
     front = torch.full_like(depth, -1, dtype=torch.int16)
     for i in range(len(CAPSULES)):
         worn = posed.radii[0,:,i].nonzero()[:,0]
@@ -211,7 +202,7 @@ def _rasterize(posed, size):
         front.index_fill_(0, pixel, i)
     return depth.view(shape), front.view(shape)
 
-# %% ../../nbs/world/02_people.ipynb #cell0027
+# %% ../../nbs/world/02_people.ipynb #cell0026
 _Chart = namedtuple('_Chart', 'point top high flat')          # a cell round the body's axis: a point on it, upper edge
 _BARE = _Chart('nose', 0., 1., 1.)                            # above that, height, depth / width; and none
 _CHARTS = dict(head=_Chart('crown', .055, .150, 1.15), torso=_Chart('neck', .040, .400, .62))
@@ -230,7 +221,7 @@ def _columns(posed, index):
     "Columns `index` (n,) of a table of all capsules of all people, by the names of `_COLUMNS`: (n,) or (k,n) each"
     points, (B,C) = posed.points, posed.radii.shape[1:]
     stand = torch.stack([posed.heading, posed.pitch, posed.height])[...,None].expand(-1,B,C)
-    look = _LOOK.to(points.device)[:,None].expand(-1,B,C)
+    look = _LOOK[:,None].expand(-1,B,C)
     table = torch.cat([
         points[:,:,_START], points[:,:,_END], points[:,:,_AXIS], posed.radii, posed.flat, stand, look])
     rows = table.flatten(1).index_select(1, index).split(list(_COLUMNS.values()))
@@ -280,7 +271,7 @@ def _surface(posed, texture, depth, front):
     part = torch.where(seen.t < .5, own.part, own.lower)
     return [_canvas(values, pixel, depth.shape) for values in (rgb, light_on(seen.normal), part)]
 
-# %% ../../nbs/world/02_people.ipynb #cell0030
+# %% ../../nbs/world/02_people.ipynb #cell0029
 _GROUP = torch.zeros(17, dtype=torch.long)                                   # the part of each joint
 for _k,_joints in enumerate(PARTS.values(), 1): _GROUP[list(_joints)] = _k
 _UNDER = torch.tensor(                                                       # joints lie so deep at most, in heights:
@@ -292,12 +283,12 @@ def _joint_visibility(joints, depth, part, height):
     x, y = joints[:2].floor().long()
     col, row = x.clamp(0, W-1), y.clamp(0, H-1)
     at = row*W + col
-    own = part.flatten(1).gather(1, at) == _GROUP.to(at.device)
+    own = part.flatten(1).gather(1, at) == _GROUP
     under = depth.flatten(1).gather(1, at) - joints[2]
-    seen = own & (under < _UNDER.to(at.device)*height[:,None])
+    seen = own & (under < _UNDER*height[:,None])
     return torch.where((x==col) & (y==row), torch.where(seen, .9, .5), 0.)
 
-# %% ../../nbs/world/02_people.ipynb #cell0033
+# %% ../../nbs/world/02_people.ipynb #cell0032
 _SKIRT = find_capsules('skirt')[0]
 
 def _hem_depth(body):
@@ -309,8 +300,8 @@ def _hem_depth(body):
     return (hip + share*(knee-hip) - hem).abs().amax(1) + .080
 
 def _numbers(x, bodies, *shape):
-    "`x` as floats (B,*shape), on the device of `bodies`"
-    return torch.as_tensor(x, dtype=torch.float32, device=bodies.shape.device).expand(len(bodies), *shape)
+    "`x` as floats (B,*shape)"
+    return torch.as_tensor(x, dtype=torch.float32).expand(len(bodies), *shape)
 
 def _pose(bodies, heading, phase, stride, place, bend, pitch):
     "`bodies` in their places"
@@ -319,7 +310,7 @@ def _pose(bodies, heading, phase, stride, place, bend, pitch):
     body = _walking_points(bodies.shape, phase, stride, bend)
     points = _project(body, heading, place, pitch)
     radii, height = bodies.radii.movedim(-1, 0), place[:,2]
-    flat = _FLAT.to(body.device)[:,None].repeat(1, len(bodies), 1)
+    flat = _FLAT[:,None].repeat(1, len(bodies), 1)
     flat[1,:,_SKIRT] = _hem_depth(body)/radii[1,:,_SKIRT].clamp(min=.05)
     return _Posed(points, radii*height[:,None], flat, heading, pitch, height)
 

@@ -6,10 +6,10 @@
 __all__ = ['OBSTACLES', 'draw_obstacles', 'View', 'draw_place']
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0003
+from collections import namedtuple
 from copy import copy
-from dataclasses import dataclass
-from typing import Callable, NamedTuple
 from itertools import product
+from typing import NamedTuple
 import math
 import numpy as np, torch
 from PIL import Image, ImageDraw
@@ -19,225 +19,190 @@ from ..errors import need
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0008
 _COLOURS = dict(
-    leaf=(.20,.40,.16), foliage=(.20,.43,.17), mortar=(.50,.46,.42), print=(.15,.15,.17), clay=(.68,.38,.26),# obstacles
+    leaf=(.20,.40,.16), foliage=(.20,.43,.17), bark=(.38,.28,.19), mortar=(.50,.46,.42), brick=(.60,.36,.29),
+    block=(.62,.60,.56), print=(.15,.15,.17), clay=(.68,.38,.26),                            # obstacles
     paving=(.60,.59,.57), hedge=(.17,.27,.15), bush=(.30,.46,.25), grass=(.40,.53,.27), path=(.68,.62,.51),
-    verge=(.50,.47,.34), cream=(.84,.82,.77), stone=(.64,.60,.56), steel=(.30,.33,.35), beam=(.34,.36,.38),
+    verge=(.50,.47,.34), stone=(.64,.60,.56), steel=(.30,.33,.35), beam=(.34,.36,.38), glass=(.45,.55,.61),
     concrete=(.66,.64,.62), haze=(.72,.76,.82), tar=(.37,.38,.40), pane=(.28,.32,.38), walk=(.66,.65,.62),
     kerb=(.48,.48,.47), dash=(.78,.77,.73), air=(.66,.73,.78), twigs=(.34,.48,.28), wood=(.52,.39,.26),
-    earth=(.58,.52,.43), sign=(.18,.28,.45), floor=(.55,.55,.56), line=(.80,.67,.22), yard=(.46,.46,.45))
+    earth=(.58,.52,.43), sign=(.18,.28,.45), floor=(.55,.55,.56), line=(.80,.67,.22), yard=(.46,.46,.45),
+    cast=(.56,.55,.53))
 
 class _Pen:
     "Draws on an empty picture, twice as fine as asked; it measures in heights of the picture, or in `unit` pixels"
     def __init__(self, size, unit=None):
-        self.size = size
-        self.fine = Image.new('RGBA', (2*size[1], 2*size[0]), (0,0,0,0))
+        self.size, self.colours = size, dict(_COLOURS)
+        self.fine = Image.new('RGBA', (2*size[1], 2*size[0]))
         self.on = ImageDraw.Draw(self.fine)
         self.scale = 2*(unit or size[0])
         self.origin, self.units = (0.,0.), (1.,1.)
-    def at(self, x, y, wide, high=None):
+    def at(self, x, y, wide=1., high=None):
         "The same pen with its origin at (`x`,`y`); its unit is `wide` from left to right, `high` (or `wide`) downwards"
         pen = copy(self)
-        pen.origin, pen.units = (x, y), (wide, high or wide)
+        pen.origin, pen.units = (x,y), (wide, high or wide)
         return pen
-    def _place(self, x, y): return self.origin[0]+x*self.units[0], self.origin[1]+y*self.units[1]
-    def _pixels(self, *numbers): return [o*self.scale for o in numbers]
-    def poly(self, *corners, colour, shade=1.):
-        "A polygon with `corners` (x,y)"
-        places = [self._place(*o) for o in corners]
-        self.on.polygon([tuple(self._pixels(*o)) for o in places], fill=_ink(colour, shade))
-    def rect(self, x, y, w, h, colour, shade=1.):
-        "A box with its upper left corner at (x,y)"
-        x, y = self._place(x, y)
-        w, h = w*self.units[0], h*self.units[1]
-        if w > 0 and h > 0: self.on.rectangle(self._pixels(x, y, x+w, y+h), fill=_ink(colour, shade))
-    def disc(self, x, y, rx, ry, colour, shade=1.):
-        "An ellipse around (x,y)"
-        x, y = self._place(x, y)
-        rx, ry = rx*self.units[0], ry*self.units[1]
-        self.on.ellipse(self._pixels(x-rx, y-ry, x+rx, y+ry), fill=_ink(colour, shade))
-    def line(self, x, y, x2, y2, width, colour, shade=1.):
+    def tint(self, name, light):
+        "From now on the colour `name` is `light` times as light as in the table"
+        self.colours[name] = np.multiply(_COLOURS[name], light)
+    def _ink(self, colour, shade):
+        "`colour`, a name or (red, green, blue), made lighter or darker by `shade`, in bytes"
+        if isinstance(colour, str): colour = self.colours[colour]
+        light = np.multiply(255, colour)*shade
+        return tuple(light.clip(0, 255).astype(int))
+    def _pixels(self, *points): return (np.concatenate(points)*self.scale).tolist()
+    def _two(self, numbers):
+        "The point and the lengths along x and y that four `numbers` are"
+        point, lengths = np.reshape(numbers, (2,2))*self.units
+        return self.origin+point, lengths
+    def poly(self, colour, shade, *corners):
+        "A polygon with `corners` x, y, x, y ..."
+        points = self.origin + np.reshape(corners, (-1,2))*self.units
+        self.on.polygon(self._pixels(*points), self._ink(colour, shade))
+    def rect(self, colour, shade, *box):
+        "A box: x and y of its upper left corner, width, height"
+        corner, size = self._two(box)
+        if min(size) > 0: self.on.rectangle(self._pixels(corner, corner+size), self._ink(colour, shade))
+    def disc(self, colour, shade, *oval):
+        "An ellipse: x and y of its middle, its half axes"
+        middle, half = self._two(oval)
+        self.on.ellipse(self._pixels(middle-half, middle+half), self._ink(colour, shade))
+    def line(self, colour, shade, x, y, x2, y2, width=.004):
         "A line from (x,y) to (x2,y2)"
+        points = self.origin + np.multiply(((x,y), (x2,y2)), self.units)
         pixels = round(width*self.units[1]*self.scale)
-        ends = self._place(x, y) + self._place(x2, y2)
-        self.on.line(self._pixels(*ends), fill=_ink(colour, shade), width=max(1, pixels))
-    def draw(self, shapes, **colours):
-        "The `shapes` of a table, one over the other; `colours` gives each colour that the table calls by a name"
-        for shape in shapes.values():
-            colour = colours.get(shape.colour, shape.colour)
-            shape.form(self, *shape.place, colour=colour, shade=shape.shade)
+        self.on.line(self._pixels(*points), self._ink(colour, shade), max(1, pixels))
+    def draw(self, table):
+        "The strokes of a `table`, one over the other: form, colour, shade, numbers"
+        for form,*stroke in table: getattr(self, form)(*stroke)
     def tensor(self, rng, grain=.03, roundness=0.):
         "-> (4,H,W); `grain` roughens, `roundness` shades from the lit left to the dark right and lower edge"
         h, w = self.size
-        picture = self.fine.resize((w,h), Image.BOX)
-        picture = np.asarray(picture, dtype=np.float32)/255
+        picture = np.asarray(self.fine.resize((w,h), Image.BOX), np.float32)/255
         x = (np.arange(w)+.5)/w
         y = ((np.arange(h)+.5)/h)[:,None]
         light = rng.normal(1, grain, (h,w))
         light = light * (1 + roundness*(.12-.42*x**2)) * (1 - roundness*.35*y**4)
-        picture[...,:3] = (picture[...,:3]*light[...,None]).clip(0,1)
-        return torch.from_numpy(np.ascontiguousarray(picture.transpose(2,0,1)))
-
-def _ink(colour, shade):
-    "`colour`, a name in `_COLOURS` or (red, green, blue), made lighter or darker by `shade`, in bytes"
-    if isinstance(colour, str): colour = _COLOURS[colour]
-    light = [255*part*shade for part in colour]
-    return tuple(int(max(0, min(255, o))) for o in light)+(255,)
-
-class _Shape(NamedTuple):
-    "One stroke of a drawing: how the pen draws it, its numbers, and its colour (red, green, blue) or the name of one"
-    form:Callable
-    place:tuple
-    colour:tuple|str
-    shade:float=1.
+        picture[...,:3] *= light[...,None]
+        return torch.from_numpy(picture.clip(0, 1).transpose(2,0,1).copy())
 
 def _many(rng, n, *ranges):
     "`n` rows of random numbers, drawn row by row: one from each range (from, to)"
     return rng.uniform(*np.transpose(ranges), (n,len(ranges))).tolist()
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0013
-_CAR = dict(
-    body       = _Shape(_Pen.poly, ((0,.44), (.02,.38), (.24,.32), (.37,.03), (.41,0), (.70,0),
-                                    (.75,.03), (.87,.30), (.98,.36), (1,.5), (1,.88), (0,.88)), 'paint'),
-    shoulder   = _Shape(_Pen.poly, ((.02,.38), (.24,.32), (.87,.30), (.98,.36), (.98,.39), (.02,.42)), 'paint', 1.18),
-    window     = _Shape(_Pen.poly, ((.28,.31), (.40,.06), (.545,.05), (.545,.31)), (.40,.49,.56)),
-    window_2   = _Shape(_Pen.poly, ((.57,.31), (.57,.05), (.70,.05), (.82,.31)), (.35,.44,.51)),
-    glint      = _Shape(_Pen.poly, ((.31,.28), (.39,.10), (.45,.10), (.37,.28)), (.66,.75,.80)),
-    glint_2    = _Shape(_Pen.poly, ((.60,.28), (.64,.10), (.67,.10), (.63,.28)), (.55,.64,.70)),
-    trim       = _Shape(_Pen.rect, (0,.60,1,.02), 'paint', .72),
-    sill       = _Shape(_Pen.rect, (0,.78,1,.10), 'paint', .5),
-    **{f'seam {x}': _Shape(_Pen.line, (x,.32,x,.78,.012), 'paint', .62) for x in (.27,.557,.83)},
-    **{f'handle {x}': _Shape(_Pen.rect, (x,.45,.05,.025), 'paint', .5) for x in (.48,.74)},
-    head_light = _Shape(_Pen.disc, (.025,.51,.03,.06), (.96,.94,.82)),
-    rear_light = _Shape(_Pen.rect, (.96,.46,.04,.10), (.75,.12,.10)),
-    bumper     = _Shape(_Pen.rect, (0,.70,.03,.05), (.15,.15,.16)))
-_WHEEL = dict(
-    arch = _Shape(_Pen.disc, (0,0,.19,.19), 'paint', .35),
-    tyre = _Shape(_Pen.disc, (0,0,.165,.165), (.07,.07,.08)),
-    rim  = _Shape(_Pen.disc, (0,0,.09,.09), (.62,.63,.66)),
-    hub  = _Shape(_Pen.disc, (0,0,.03,.03), (.25,.25,.27)))
+_CAR = (                                                                # form, colour, shade, numbers
+    ('poly', 'paint', 1., 0,.44, .02,.38, .24,.32, .37,.03, .41,0, .70,0,
+                          .75,.03, .87,.30, .98,.36, 1,.5, 1,.88, 0,.88),
+    ('poly', 'paint', 1.18, .02,.38, .24,.32, .87,.30, .98,.36, .98,.39, .02,.42),             # shoulder
+    ('poly', (.40,.49,.56), 1., .28,.31, .40,.06, .545,.05, .545,.31),                         # windows, glints
+    ('poly', (.35,.44,.51), 1., .57,.31, .57,.05, .70,.05, .82,.31),
+    ('poly', (.66,.75,.80), 1., .31,.28, .39,.10, .45,.10, .37,.28),
+    ('poly', (.55,.64,.70), 1., .60,.28, .64,.10, .67,.10, .63,.28),
+    ('rect', 'paint', .72, 0,.60,1,.02), ('rect', 'paint', .5, 0,.78,1,.10),                   # trim, sill
+    *[('line', 'paint', .62, x,.32, x,.78, .012) for x in (.27,.557,.83)],
+    ('rect', 'paint', .5, .48,.45,.05,.025), ('rect', 'paint', .5, .74,.45,.05,.025),          # handles
+    ('disc', (.96,.94,.82), 1., .025,.51,.03,.06), ('rect', (.75,.12,.10), 1., .96,.46,.04,.10),      # lights
+    ('rect', (.15,.15,.16), 1., 0,.70,.03,.05))                                                # bumper
+_WHEEL = (
+    ('disc', 'paint', .35, 0,0,.19,.19), ('disc', (.07,.07,.08), 1., 0,0,.165,.165),           # arch, tyre
+    ('disc', (.62,.63,.66), 1., 0,0,.09,.09), ('disc', (.25,.25,.27), 1., 0,0,.03,.03))        # rim, hub
 
-def _car(pen, w, rng, paint, trim):
-    pen.at(0, 0, w, 1).draw(_CAR, paint=paint)
-    pen.at(.19*w, .83, 1).draw(_WHEEL, paint=paint)
-    pen.at(.80*w, .83, 1).draw(_WHEEL, paint=paint)
+def _car(pen, wide, w, rng):
+    wide.draw(_CAR)
+    for x in (.19,.80): pen.at(x*w, .83).draw(_WHEEL)
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0015
-_TRUNK = dict(bark=_Shape(_Pen.poly, ((-.26,1), (-.17,.95), (-.13,.86), (-.1196,0), (.1196,0), (.13,.86), (.17,.95),
-                                      (.26,1)), 'bark'))                      # from its middle
-_DARK = {i: _Shape(_Pen.poly, ((i/7,0), (1,0), (1.05,.9), (i/7,.9)), 'bark', 1-.06*i) for i in range(7)}
+_TRUNK = [('poly', 'bark', 1., -.26,1, -.17,.95, -.13,.86, -.1196,0, .1196,0, .13,.86, .17,.95, .26,1)]
+_DARK = [('poly', 'bark', 1-.06*i, i/7,0, 1,0, 1.05,.9, i/7,.9) for i in range(7)]             # its right half
+_BARK = (-.9,.1,-.01,.03), (.8,.95,.01,.09)
+_LEAVES = (.02,.98), (-.02,.19), (.85,1.15)
 
-def _tree(pen, w, rng, paint, trim):
-    bark = np.array((.38,.28,.19))*rng.uniform(.8,1.1)
-    pen.at(.5*w, 0, w, 1).draw(_TRUNK, bark=bark)
-    pen.at(.5*w, 0, .13*w, 1).draw(_DARK, bark=bark)                          # the right half of the trunk
+def _tree(pen, wide, w, rng):
+    pen.tint('bark', rng.uniform(.8, 1.1))
+    pen.at(.5*w, 0, w, 1).draw(_TRUNK)
+    pen.at(.5*w, 0, .13*w, 1).draw(_DARK)
     for _ in range(60):
-        x = rng.uniform(-.9,.8)*.13*w
-        y = rng.uniform(.1,.95)
-        sideways = rng.uniform(-.01,.01)
-        length = rng.uniform(.03,.09)
-        shade = rng.choice([.55,.7,1.3])
-        pen.line(.5*w+x, y, .5*w+x+sideways, y+length, .005, bark, shade)
+        (x,y), (sideways,length) = rng.uniform(*_BARK).reshape(2,2)
+        x = .5*w+x*.13*w
+        pen.line('bark', rng.choice([.55,.7,1.3]), x, y, x+sideways, y+length, .005)
     for shade in (.62,.85,1.1,1.35):
-        for x,y,light in _many(rng, 34, (.02,.98), (-.02,.19), (.85,1.15)):
-            pen.disc(x*w, y-.05*(shade-.6), .05, .035, 'leaf', shade*light)
+        for x,y,light in _many(rng, 34, *_LEAVES): pen.disc('leaf', shade*light, x*w, y-.05*(shade-.6), .05, .035)
 
-_POSTS = dict(
-    lit    = _Shape(_Pen.rect, (0,0,.06,1), (.45,.46,.48)),
-    dark   = _Shape(_Pen.rect, (.04,0,.02,1), (.30,.31,.33)))
-_PANEL = dict(
-    **{f'foot {x}': _Shape(_Pen.rect, (x,.97,.20,.03), (.25,.25,.27)) for x in (.05,.75)},
-    frame  = _Shape(_Pen.rect, (0,.02,1,.80), 'paint'),
-    panel  = _Shape(_Pen.rect, (.03,.05,.94,.74), 'trim'))
-_STRIPE = (-.1,.79), (.08,.05), (.17,.05), (-.01,.79)
-_NOTICE = dict(paper=_Shape(_Pen.rect, (.14,.20,.72,.36), (.94,.93,.90)))
+_POSTS = ('rect', (.45,.46,.48), 1., 0,0,.06,1), ('rect', (.30,.31,.33), 1., .04,0,.02,1)
+_PANEL = (
+    ('rect', (.25,.25,.27), 1., .05,.97,.20,.03), ('rect', (.25,.25,.27), 1., .75,.97,.20,.03),       # feet
+    ('rect', 'paint', 1., 0,.02,1,.80), ('rect', 'trim', 1., .03,.05,.94,.74))
+_STRIPE = np.array([(-.1,.79), (.08,.05), (.17,.05), (-.01,.79)]).T
 
-def _board(pen, w, rng, paint, trim):
-    wide = pen.at(0, 0, w, 1)
+def _board(pen, wide, w, rng):
     for x in (.12,.82): pen.at(x*w, 0, w, 1).draw(_POSTS)
-    wide.draw(_PANEL, paint=paint, trim=trim)
-    for i in range(-1,7):
-        stripe = [(i/5*w+x*w, y) for x,y in _STRIPE]
-        pen.poly(*((min(max(x, .03*w), .97*w), y) for x,y in stripe), colour=paint)
-    wide.draw(_NOTICE)
-    pen.disc(.30*w, .38, .10*w, .10*w, paint, .9)
-    for y in (.26,.35,.44): wide.rect(.48, y, rng.uniform(.2,.34), .04, 'print')
-    wide.rect(0, .79, 1, .03, paint, .55)
+    wide.draw(_PANEL)
+    x, y = _STRIPE
+    for i in range(-1,7): pen.poly('paint', 1., *zip((i/5*w+x*w).clip(.03*w, .97*w), y))
+    wide.rect((.94,.93,.90), 1., .14,.20,.72,.36)
+    pen.disc('paint', .9, .30*w,.38,.10*w,.10*w)
+    for y in (.26,.35,.44): wide.rect('print', 1., .48, y, rng.uniform(.2, .34), .04)
+    wide.rect('paint', .55, 0,.79,1,.03)
 
-def _staves(upper, lower, shades, colour):
+def _staves(colour, upper, lower, *shades):
     "Table of the staves of a bin or pot, one for each of `shades`; an edge is left end, width, width of a stave, row"
-    def ends(i, left, width, stave, row):
-        x = left + width*i/len(shades)
-        return (x,row), (x+stave,row)
-    corners = [ends(i, *upper) + ends(i, *lower)[::-1] for i in range(len(shades))]
-    return {f'stave {i}': _Shape(_Pen.poly, o, colour, shades[i]) for i,o in enumerate(corners)}
+    for i,shade in enumerate(shades):
+        (x,low), (x2,high) = [(edge[0]+edge[1]*i/len(shades), edge[3]) for edge in (upper,lower)]
+        yield 'poly', colour, shade, x,low, x+upper[2],low, x2+lower[2],high, x2,high
 
-_BIN = dict(
-    **_staves((.04,.92,.103,.14), (.12,.76,.086,.97), (.80,.95,1.08,1.12,1.06,.98,.88,.76,.62), 'paint'),
-    **{f'rib {x}': _Shape(_Pen.line, (x,.22,x*.9+.05,.92,.015), 'paint', .62) for x in (.22,.37,.52,.67,.8)},
-    lid    = _Shape(_Pen.poly, ((0,.06), (.08,0), (.92,0), (1,.06), (1,.15), (0,.15)), 'paint', 1.2),
-    top    = _Shape(_Pen.poly, ((.08,0), (.92,0), (1,.06), (0,.06)), 'paint', 1.4),
-    gap    = _Shape(_Pen.rect, (0,.12,1,.04), 'paint', .5),
-    label  = _Shape(_Pen.rect, (.33,.40,.34,.18), (.92,.92,.88)),
-    sign   = _Shape(_Pen.rect, (.40,.44,.20,.10), 'trim'))
-_ROLLER = dict(tyre=_Shape(_Pen.disc, (0,0,.05,.05), (.08,.08,.09)))
+_BIN = (
+    *_staves('paint', (.04,.92,.103,.14), (.12,.76,.086,.97), .80,.95,1.08,1.12,1.06,.98,.88,.76,.62),
+    *[('line', 'paint', .62, x,.22, x*.9+.05,.92, .015) for x in (.22,.37,.52,.67,.8)],         # ribs
+    ('poly', 'paint', 1.2, 0,.06, .08,0, .92,0, 1,.06, 1,.15, 0,.15),                          # lid, its top, a gap
+    ('poly', 'paint', 1.4, .08,0, .92,0, 1,.06, 0,.06), ('rect', 'paint', .5, 0,.12,1,.04),
+    ('rect', (.92,.92,.88), 1., .33,.40,.34,.18), ('rect', 'trim', 1., .40,.44,.20,.10))       # label
 
-def _bin(pen, w, rng, paint, trim):
-    pen.at(0, 0, w, 1).draw(_BIN, paint=paint, trim=trim)
-    for x in (.2,.8): pen.at(x*w, .95, 1).draw(_ROLLER)
+def _bin(pen, wide, w, rng):
+    wide.draw(_BIN)
+    for x in (.2,.8): pen.disc((.08,.08,.09), 1., x*w,.95,.05,.05)
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0017
-_BAR = dict(
-    front = _Shape(_Pen.rect, (0,.04,1,.95), 'paint', .95),
-    dark  = _Shape(_Pen.rect, (.65,.04,.35,.95), 'paint', .6),
-    lit   = _Shape(_Pen.rect, (0,.04,.2,.95), 'paint', 1.2))
-_RAIL = dict(
-    front = _Shape(_Pen.rect, (0,0,1,.09), 'paint', 1.05),
-    under = _Shape(_Pen.rect, (0,.065,1,.03), 'paint', .55))
+_BAR = ('rect', 'paint', .95, 0,.04,1,.95), ('rect', 'paint', .6, .65,.04,.35,.95), ('rect', 'paint', 1.2, 0,.04,.2,.95)
+_RAIL = ('rect', 'paint', 1.05, 0,0,1,.09), ('rect', 'paint', .55, 0,.065,1,.03)
 
-def _railing(pen, w, rng, paint, trim):
+def _railing(pen, wide, w, rng):
     n = max(5, round(w/.13))
-    for i in range(n): pen.at((i+.2)/n*w, 0, .62*w/n, 1).draw(_BAR, paint=paint)
-    for y in (0,.46,.86): pen.at(0, y, w, 1).draw(_RAIL, paint=paint)
+    for i in range(n): pen.at((i+.2)/n*w, 0, .62*w/n, 1).draw(_BAR)
+    for y in (0,.46,.86): pen.at(0, y, w, 1).draw(_RAIL)
 
-_FLOWER = dict(
-    petals = _Shape(_Pen.disc, (0,0,.027,.024), 'trim'),
-    middle = _Shape(_Pen.disc, (0,0,.01,.01), (.9,.8,.3)))
-_POT = dict(
-    **_staves((.08,.84,.106,.58), (.18,.64,.081,1.), (.88,1.03,1.10,1.04,.96,.86,.75,.62), 'clay'),
-    rim    = _Shape(_Pen.rect, (.04,.55,.92,.10), (.74,.43,.30)),
-    shade  = _Shape(_Pen.rect, (.04,.625,.92,.03), (.42,.22,.14)))
+_FLOWER = ('disc', 'trim', 1., 0,0,.027,.024), ('disc', (.9,.8,.3), 1., 0,0,.01,.01)
+_POT = (
+    *_staves('clay', (.08,.84,.106,.58), (.18,.64,.081,1.), .88,1.03,1.10,1.04,.96,.86,.75,.62),
+    ('rect', (.74,.43,.30), 1., .04,.55,.92,.10), ('rect', (.42,.22,.14), 1., .04,.625,.92,.03))      # rim, its shade
+_TUFT = (.06,.04,.03,.85), (.62,.08,.055,1.15)
 
-def _plant(pen, w, rng, paint, trim):
+def _plant(pen, wide, w, rng):
     for shade in (.5,.7,.95,1.25):
         for _ in range(42):
-            x = rng.normal(.5,.22)*w
-            y = rng.uniform(.06,.62)-.05*(shade-.5)
-            rx = rng.uniform(.04,.08)
-            ry = rng.uniform(.03,.055)
-            light = rng.uniform(.85,1.15)
-            pen.disc(min(max(x, .08*w), .92*w), y, rx, ry, 'foliage', shade*light)
-    for x,y in _many(rng, 14, (.1,.9), (.08,.5)): pen.at(x*w, y, 1).draw(_FLOWER, trim=trim)
-    pen.at(0, 0, w, 1).draw(_POT)
+            x = rng.normal(.5, .22)*w
+            y, *radii, light = rng.uniform(*_TUFT)
+            pen.disc('foliage', shade*light, min(max(x, .08*w), .92*w), y-.05*(shade-.5), *radii)
+    for x,y in _many(rng, 14, (.1,.9), (.08,.5)): pen.at(x*w, y).draw(_FLOWER)
+    wide.draw(_POT)
 
-_COPING = dict(
-    front = _Shape(_Pen.rect, (0,0,1,.11), (.74,.72,.68)),
-    top   = _Shape(_Pen.rect, (0,0,1,.03), (.84,.82,.78)),
-    under = _Shape(_Pen.rect, (0,.11,1,.025), (.30,.27,.25)))
+_COPING = (
+    ('rect', (.74,.72,.68), 1., 0,0,1,.11), ('rect', (.84,.82,.78), 1., 0,0,1,.03),
+    ('rect', (.30,.27,.25), 1., 0,.11,1,.025))
 
-def _wall(pen, w, rng, paint, trim):
-    pen.rect(0, 0, w, 1, 'mortar')
-    brick = np.array((.62,.60,.56))
-    if rng.random() < .6: brick = np.array((.60,.36,.29))*rng.uniform(.75,1.15)
-    for row in range(7):
-        y = .13+row*.87/7+.006
-        for column in range(-1, 1+round(w/.26)):
-            x = column*.26+.13*(row%2)
-            pen.rect(x, y, .25, .87/7-.014, brick, rng.uniform(.8,1.12))
-    pen.at(0, 0, w, 1).draw(_COPING)
+def _wall(pen, wide, w, rng):
+    wide.rect('mortar', 1., 0,0,1,1)
+    brick = 'block'
+    if rng.random() < .6:
+        pen.tint('brick', rng.uniform(.75, 1.15))
+        brick = 'brick'
+    for row,column in product(range(7), range(-1, 1+round(w/.26))):
+        x, y = column*.26+.13*(row%2), .13+row*.87/7+.006
+        pen.rect(brick, rng.uniform(.8, 1.12), x, y, .25, .87/7-.014)
+    wide.draw(_COPING)
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0018
-_THINGS = dict(car=_car, tree=_tree, board=_board, bin=_bin, railing=_railing, plant=_plant, wall=_wall)
-_ROUND = dict(car=.35, tree=.3, board=.4, bin=.4, railing=.3, plant=.5, wall=.35)
+# %% ../../nbs/world/04_scenery.ipynb #cell0019
+_THINGS = dict(car=(_car,.35), tree=(_tree,.3), board=(_board,.4), bin=(_bin,.4),       # how it is drawn, how round
+               railing=(_railing,.3), plant=(_plant,.5), wall=(_wall,.35))
 OBSTACLES = [*_THINGS, 'person']
 _PAINT = [(.66,.16,.14), (.18,.31,.56), (.82,.82,.80), (.17,.18,.20), (.17,.39,.27), (.80,.63,.20), (.50,.52,.54)]
 
@@ -245,40 +210,31 @@ def _passer_by(size, rng):
     "Somebody else as an obstacle -> (4,H,W)"
     H, W = size
     crowd = Crowd([sample_person(rng)])
-    heading = rng.uniform(0, 2*math.pi)
-    phase = rng.uniform(0, 6.3)
-    stride = rng.uniform(.2, .8)
-    place = torch.tensor([[W/2, H*.99, H*.97]])
-    person = render_people(crowd, [0], [heading], [phase], [stride], place, size=size)
+    gait = rng.uniform((0,0,.2), (2*math.pi,6.3,.8))
+    person = render_people(crowd, [0], *gait, [W/2,H*.99,H*.97], size=size)
     colour = person['image']/person['alpha'].clamp(min=1e-3)
-    return torch.cat([colour, person['alpha']], 1)[0].clamp(0,1)
+    return torch.cat([colour, person['alpha']], 1)[0].clamp(0, 1)
 
 def _thing(kind, size, rng):
     "One of the seven that are drawn -> (4,H,W)"
-    pen = _Pen(size)
-    first, second = rng.choice(len(_PAINT), 2, replace=False)
-    paint = np.array(_PAINT[first])*rng.uniform(.85, 1.12, 3)
-    trim = np.array(_PAINT[second])*rng.uniform(.85, 1.12, 3)
-    _THINGS[kind](pen, size[1]/size[0], rng, paint, trim)
-    return pen.tensor(rng, .03, _ROUND[kind])
+    pen, w = _Pen(size), size[1]/size[0]
+    colours = rng.choice(len(_PAINT), 2, replace=False)
+    for name,i in zip(('paint','trim'), colours): pen.colours[name] = _PAINT[i]*rng.uniform(.85, 1.12, 3)
+    draw, roundness = _THINGS[kind]
+    draw(pen, pen.at(0, 0, w, 1), w, rng)
+    return pen.tensor(rng, .03, roundness)
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0020
 def draw_obstacles(
-    kind:list,                # n names from `OBSTACLES`, or their numbers
+    kind:list,                # n names from `OBSTACLES`
     size:tuple,               # (H,W) of each picture
     rng:np.random.Generator,  # source of chance: paint, leaves, the passer-by
 )->torch.Tensor:              # (n,4,H,W) red, green, blue, alpha in [0,1]
     "One obstacle for each of `kind`, filling its picture from edge to edge; raises `InputError` for an unknown kind"
-    out = []
-    for name in kind:
-        if isinstance(name, (int,np.integer)): name = OBSTACLES[name]
-        need(name in OBSTACLES, f'no obstacle called {name!r}: choose among {", ".join(OBSTACLES)}')
-        out.append(_passer_by(size, rng) if name=='person' else _thing(name, size, rng))
-    return torch.stack(out)
+    for name in kind: need(name in OBSTACLES, f'no obstacle called {name!r}: choose among {", ".join(OBSTACLES)}')
+    return torch.stack([_passer_by(size, rng) if name=='person' else _thing(name, size, rng) for name in kind])
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0024
-@dataclass(frozen=True)
-class View:
+# %% ../../nbs/world/04_scenery.ipynb #cell0023
+class View(NamedTuple):
     "Perspective of a camera; lengths in picture heights, `y` counts down from the upper edge of its place"
     top:float       # where the ground meets the wall
     horizon:float   # row of the horizon, negative if above the place: the camera hangs high
@@ -297,7 +253,7 @@ class View:
         "Radians by which the camera looks down on a person with feet at row `y`"
         return np.arctan((y-self.horizon-self.height(y)/2)/self.focal)
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0027
+# %% ../../nbs/world/04_scenery.ipynb #cell0026
 _HIGH = 1.5     # height of a place, in picture heights: a picture shows two thirds of it
 
 class _Place(_Pen):
@@ -310,268 +266,228 @@ class _Place(_Pen):
     def wall(self, x, up=0.):
         "The pen at `x` and `up` above the ground, as tall as a person"
         return self.at(x, self.top-up*self.tall, self.tall)
-    def band(self, up, high, colour, shade=1.):
+    def band(self, colour, shade, up, high):
         "A strip all along the wall: its upper edge, `up` above the ground, and its height"
-        self.rect(0, self.top-up*self.tall, self.w, high*self.tall, colour, shade)
-    def sky(self, colour, shade=1.):
-        "What is behind the wall, or the wall itself"
-        self.rect(0, 0, self.w, self.top, colour, shade)
+        self.rect(colour, shade, 0, self.top-up*self.tall, self.w, high*self.tall)
     def every(self, first, step): return np.arange(first, self.w, step*self.tall)
-    def tiles(self, wide, high, face, colour, light, more=1, shift=0.):
-        "Rows of tiles up the wall, every second moved by the share `shift`; `face` is what the joint leaves of a tile"
+    def tiles(self, wide, high, joint, light, shift=0.):
+        "Rows of tiles up the wall, every second moved by the share `shift`"
         wall = self.wall(0)
-        for row in range(int(self.top/(high*self.tall))+1):
-            for column in range(int(self.w/(wide*self.tall))+more):
-                x = (column-shift*(row%2))*wide
-                wall.rect(x, -(row+1)*high, *face, colour, self.rng.uniform(*light))
-    def ground(self, colour, slab=.45):
+        rows, columns = int(self.top/(high*self.tall))+1, int(self.w/(wide*self.tall))+(2 if shift else 1)
+        for row,column in product(range(rows), range(columns)):
+            x = (column-shift*(row%2))*wide
+            wall.rect('wall', self.rng.uniform(*light), x, -(row+1)*high, *joint)
+    def ground(self, colour, slab):
         "Ground in true perspective: `slab` is the side of a slab in body heights, 0 for none"
         deep = _HIGH-self.top
         for i in range(24):
             y = self.top+deep*i/24
-            self.rect(0, y, self.w, self.top+deep*(i+1)/24-y+.01, colour, .84+.20*i/24)
+            self.rect(colour, .84+.20*i/24, 0, y, self.w, self.top+deep*(i+1)/24-y+.01)
         if slab: self.slabs(colour, slab)
-        for i in range(6): self.rect(0, self.top+i*.006, self.w, .007, colour, .45+.07*i)    # the corner is dark
+        for i in range(6): self.rect(colour, .45+.07*i, 0, self.top+i*.006, self.w, .007)       # the corner is dark
     def slabs(self, colour, slab):
         "Seams of the slabs, and sixty slabs that are darker"
         near, far = self.view.depth(_HIGH), self.view.depth(self.top)
-        middle = self.rng.uniform(.3,.7)*self.w
-        def corner(column, y): return middle+column*slab*self.view.height(y), y
+        self.middle = self.rng.uniform(.3, .7)*self.w
         for depth in np.arange(near, far, slab):
             y = self.view.row(depth)
-            self.line(0, y, self.w, y, .004, colour, .74)
+            self.line(colour, .74, 0, y, self.w, y)
         for column in range(-60,61):
-            self.line(*corner(column, self.top), *corner(column, _HIGH), .004, colour, .74)
-        rows = max(1, int((far-near)/slab))
-        for _ in range(60): self._dark_slab(corner, near, rows, slab, colour)
-    def _dark_slab(self, corner, near, rows, slab, colour):
-        row = self.rng.integers(0, rows)
-        column = self.rng.integers(-9,9)
-        low, high = self.view.row(near+slab*row), self.view.row(near+slab*row+slab)
-        if high <= self.top: return
-        ends = [(corner(column+.03, y), corner(column+.97, y)) for y in (low,high)]
-        self.poly(*ends[0], *ends[1][::-1], colour=colour, shade=self.rng.uniform(.86,1.02))
+            self.line(colour, .74, *self._seam(column*slab, self.top), *self._seam(column*slab, _HIGH))
+        for _ in range(60): self._dark_slab(colour, slab, near, max(1, int((far-near)/slab)))
+    def _dark_slab(self, colour, slab, near, rows):
+        row, column = self.rng.integers((0,-9), (rows,9))
+        y = self.view.row(near+slab*row)
+        y2 = self.view.row(near+slab*row+slab)
+        ends = [self._seam((column+right)*slab, down) for right,down in ((.03,y), (.97,y), (.97,y2), (.03,y2))]
+        if y2 > self.top: self.poly(colour, self.rng.uniform(.86, 1.02), *ends)
+    def _seam(self, right, y):
+        "The point in row `y` that lies so many bodies to the `right` of the middle"
+        return self.middle+right*self.view.height(y), y
     def near(self, x, down, size):
         "The pen on the ground at `x`, the share `down` of the way to the lower edge; its unit is `size` bodies there"
         y = self.top+(_HIGH-self.top)*down
         return self.at(x, y, size*self.view.height(y))
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0028
-_WINDOW = dict(
-    frame = _Shape(_Pen.rect, (0,0,.62,1), (.84,.83,.80)),
-    glass = _Shape(_Pen.rect, (.05,.05,.52,.88), (.27,.34,.41)),
-    glint = _Shape(_Pen.poly, ((.1,.93), (.3,.05), (.45,.05), (.25,.93)), (.40,.49,.56)),
-    bar   = _Shape(_Pen.rect, (.29,0,.04,.95), (.84,.83,.80)),
-    sill  = _Shape(_Pen.rect, (-.04,.97,.70,.06), (.74,.73,.70)))
-_DOOR = dict(
-    frame = _Shape(_Pen.rect, (0,-1.25,.56,1.25), 'wall', .5),
-    wood  = _Shape(_Pen.rect, (.04,-1.2,.48,1.2), (.24,.17,.13)),
-    panel = _Shape(_Pen.rect, (.1,-1.1,.36,.4), (.33,.24,.18)),
-    knob  = _Shape(_Pen.disc, (.46,-.55,.02,.02), (.8,.7,.4)))
-_BRICKS = (.58,.38,.31), (.68,.60,.49), (.52,.53,.55)
+# %% ../../nbs/world/04_scenery.ipynb #cell0027
+_WINDOW = (                                                                   # frame, glass, glint, bar, sill
+    ('rect', (.84,.83,.80), 1., 0,0,.62,1), ('rect', (.27,.34,.41), 1., .05,.05,.52,.88),
+    ('poly', (.40,.49,.56), 1., .1,.93, .3,.05, .45,.05, .25,.93), ('rect', (.84,.83,.80), 1., .29,0,.04,.95),
+    ('rect', (.74,.73,.70), 1., -.04,.97,.70,.06))
+_DOOR = (                                                                     # frame, wood, panel, knob
+    ('rect', 'wall', .5, 0,-1.25,.56,1.25), ('rect', (.24,.17,.13), 1., .04,-1.2,.48,1.2),
+    ('rect', (.33,.24,.18), 1., .1,-1.1,.36,.4), ('disc', (.8,.7,.4), 1., .46,-.55,.02,.02))
 
 def _street(place, rng):
-    wall = _BRICKS[rng.integers(3)]
-    place.sky(wall, .72)
-    place.tiles(.18, .065, (.168,.054), wall, (.88,1.1), more=2, shift=.5)
-    for i,x in enumerate(place.every(first=rng.uniform(-.3,.3), step=rng.uniform(1.1,1.4))):
-        if i%3==1: place.wall(x).draw(_DOOR, wall=wall)
+    place.tiles(.18, .065, (.168,.054), (.88,1.1), shift=.5)
+    for i,x in enumerate(place.every(rng.uniform(-.3, .3), rng.uniform(1.1, 1.4))):
+        if i%3==1: place.wall(x).draw(_DOOR)
         else: place.wall(x, 1.5).draw(_WINDOW)
-    place.band(.14, .14, wall, .55)
-    place.ground('paving')
+    place.band('wall', .55, .14, .14)
 
-_STEM = dict(
-    lit  = _Shape(_Pen.rect, (0,0,.11,1), (.34,.26,.19)),
-    dark = _Shape(_Pen.rect, (.07,0,.04,1), (.25,.19,.14)))
+_STEM = ('rect', (.34,.26,.19), 1., 0,0,.11,1), ('rect', (.25,.19,.14), 1., .07,0,.04,1)
 
 def _park(place, rng):
     w, top = place.w, place.top
-    for i in range(12): place.rect(0, top*i/12, w, top/12+.01, (.66+.015*i,.77+.01*i,.88))     # the sky
-    place.band(1.25, 1.25, 'hedge')
+    for i in range(12): place.rect((.66+.015*i,.77+.01*i,.88), 1., 0, top*i/12, w, top/12+.01)     # the sky
+    place.band('hedge', 1., 1.25, 1.25)
     for shade in (.55,.72,.9,1.1):
         for x,up,light in _many(rng, int(44*w/place.tall**.5), (0,w), (0,1.7-.55*shade), (.9,1.12)):
-            place.wall(x, up).disc(0, 0, .13, .10, 'bush', shade*light)
-    for x in place.every(first=rng.uniform(0,.4), step=rng.uniform(.9,1.3)):
-        place.at(x, 0, place.tall, top+.02).draw(_STEM)
-    place.ground('grass', slab=0)
-    _path(place, rng.uniform(.35,.65)*w)
-    _blades(place, rng)
+            place.wall(x, up).disc('bush', shade*light, 0,0,.13,.10)
+    for x in place.every(rng.uniform(0, .4), rng.uniform(.9, 1.3)): place.at(x, 0, place.tall, top+.02).draw(_STEM)
 
-def _blades(place, rng):
-    "Blades of grass, taller where they are near"
+def _lawn(place, rng):
+    "A path, a little wider than people are tall, and blades of grass, taller where they are near"
+    x = rng.uniform(.35, .65)*place.w
+    far, near = [1.1*place.view.height(y) for y in (place.top,_HIGH)]
+    left, right = [(x+a*far,place.top, x+b*near,_HIGH) for a,b in ((-.4,-.8), (.6,.6))]
+    place.poly('path', 1., *left, *right[2:], *right[:2])
+    for side in (left,right): place.line('verge', 1., *side, .012)
     for x,down,sideways,light in _many(rng, int(420*place.w), (0,place.w), (0,1), (-.3,.3), (.7,1.3)):
         y = place.top+(_HIGH-place.top)*down
         tall = .03*place.view.height(y)
-        place.line(x, y, x+sideways*tall, y-tall, .004, 'grass', light)
+        place.line('grass', light, x, y, x+sideways*tall, y-tall)
 
-def _path(place, x):
-    "A path around `x`, a little wider than people are tall"
-    far, near = 1.1*place.view.height(place.top), 1.1*place.view.height(_HIGH)
-    left  = (x-far*.4,place.top), (x-near*.8,_HIGH)
-    right = (x+far*.6,place.top), (x+near*.6,_HIGH)
-    place.poly(*left, *right[::-1], colour='path')
-    for begin,end in (left,right): place.line(*begin, *end, .012, 'verge')
-
-# %% ../../nbs/world/04_scenery.ipynb #cell0029
-_SHOW = dict(
-    frame  = _Shape(_Pen.rect, (0,-1.35,1.35,1.2), (.80,.74,.58)),
-    glass  = _Shape(_Pen.rect, (.05,-1.30,1.25,1.05), (.55,.55,.50)))
-_FRONT = dict(
-    shelf  = _Shape(_Pen.rect, (.05,-.36,1.25,.03), (.36,.33,.28)),
-    glint  = _Shape(_Pen.poly, ((.15,-.25), (.6,-1.3), (.75,-1.3), (.3,-.25)), (.66,.68,.66)),
-    frame  = _Shape(_Pen.rect, (1.45,-1.35,.55,1.35), 'wall', .55),
-    door   = _Shape(_Pen.rect, (1.5,-1.28,.45,1.05), (.33,.40,.42)),
-    handle = _Shape(_Pen.rect, (1.88,-.75,.03,.25), (.8,.78,.7)),
-    **{f'{i}': _Shape(_Pen.poly, ((i*.15,-1.75), ((i+1)*.15,-1.75), ((i+1)*.15,-1.42), (i*.15,-1.42)),
-                      'odd' if i%2 else 'even') for i in range(14)},
-    edge   = _Shape(_Pen.rect, (0,-1.42,2.1,.06), 'wall', .4))
-_FRONTS = (.20,.33,.30), (.42,.16,.18), (.20,.24,.38)
+_SHOW = ('rect', (.80,.74,.58), 1., 0,-1.35,1.35,1.2), ('rect', (.55,.55,.50), 1., .05,-1.30,1.25,1.05)
+_FRONT = (
+    ('rect', (.36,.33,.28), 1., .05,-.36,1.25,.03),                                            # shelf, glint
+    ('poly', (.66,.68,.66), 1., .15,-.25, .6,-1.3, .75,-1.3, .3,-.25),
+    ('rect', 'wall', .55, 1.45,-1.35,.55,1.35), ('rect', (.33,.40,.42), 1., 1.5,-1.28,.45,1.05),      # door
+    ('rect', (.8,.78,.7), 1., 1.88,-.75,.03,.25),
+    *[('poly', ('even','odd')[i%2], 1., i*.15,-1.75, (i+1)*.15,-1.75, (i+1)*.15,-1.42, i*.15,-1.42)
+      for i in range(14)],                                                                     # awning, its edge
+    ('rect', 'wall', .4, 0,-1.42,2.1,.06))
 
 def _shop(place, rng):
-    wall = _FRONTS[rng.integers(3)]
-    awning = [1.5*np.array(wall), 'cream']
-    place.sky(wall)
-    for x in place.every(first=rng.uniform(-1,0)*place.tall, step=2.1):
+    stripes = np.multiply(1.5, place.colours['wall']), (.84,.82,.77)
+    q = place.tall
+    for x in place.every(rng.uniform(-1, 0)*q, 2.1):
+        place.colours |= zip(('even','odd'), stripes)
         place.wall(x).draw(_SHOW)
         for i in range(7):
-            tall = rng.uniform(.12,.6)*place.tall
+            tall = rng.uniform(.12, .6)*q
             goods = _PAINT[rng.integers(7)]
-            left, foot = x+.1*place.tall+i*.165*place.tall, place.top-.35*place.tall
-            place.rect(left, foot-tall, .12*place.tall, tall, goods, .75)
-        place.wall(x).draw(_FRONT, wall=wall, even=awning[0], odd=awning[1])
-        awning.reverse()
-    place.ground('stone', slab=.6)
+            place.rect(goods, .75, x+.1*q+i*.165*q, place.top-.35*q-tall, .12*q, tall)
+        place.wall(x).draw(_FRONT)
+        stripes = stripes[::-1]
 
-_SHEET = dict(
-    glass  = _Shape(_Pen.rect, (0,0,.57,1), 'glass'),
-    glint  = _Shape(_Pen.poly, ((.05,1), (.4,0), (.52,0), (.17,1)), 'glass', 1.22))
+_SHEET = ('rect', 'glass', 1., 0,0,.57,1), ('poly', 'glass', 1.22, .05,1, .4,0, .52,0, .17,1)
 
 def _plaza(place, rng):
-    place.sky('steel')
-    for x in place.every(first=-.2*place.tall, step=.62):
-        glass = np.array((.45,.55,.61))*rng.uniform(.82,1.1)
-        place.at(x, 0, place.tall, place.top).draw(_SHEET, glass=glass)
-        place.wall(x).rect(0, -.5, .57, .46, glass, .85)
-    for up in (1.3,.04): place.band(up, .05, 'beam')
-    place.ground('concrete', slab=.75)
+    for x in place.every(-.2*place.tall, .62):
+        place.tint('glass', rng.uniform(.82, 1.1))
+        place.at(x, 0, place.tall, place.top).draw(_SHEET)
+        place.wall(x).rect('glass', .85, 0,-.5,.57,.46)
+    for up in (1.3,.04): place.band('beam', 1., up, .05)
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0030
 _HOUSES = (.62,.56,.50), (.55,.38,.33), (.68,.66,.60), (.45,.48,.52)
 
 def _house(place, x, wide, high, colour, rng):
     "A house with its left edge at `x` and its roof at row `high`"
     q, top = place.tall, place.top
-    place.rect(x, high, wide, top-high, colour)
-    place.rect(x+wide-.05*q, high, .05*q, top-high, colour, .7)
-    for a in np.arange(.14*q, wide-.3*q, .42*q):
-        for b in np.arange(high+.1*q, top-.5*q, .5*q):
-            window = place.at(x+a, b, q)
-            window.rect(0, 0, .25, .3, colour, 1.15)
-            window.rect(.02, .02, .21, .26, 'pane', rng.uniform(.8,1.3))
+    place.rect(colour, 1., x, high, wide, top-high)
+    place.rect(colour, .7, x+wide-.05*q, high, .05*q, top-high)
+    for right,y in product(np.arange(.14*q, wide-.3*q, .42*q), np.arange(high+.1*q, top-.5*q, .5*q)):
+        window = place.at(x+right, y, q)
+        window.rect(colour, 1.15, 0,0,.25,.3)
+        window.rect('pane', rng.uniform(.8, 1.3), .02,.02,.21,.26)
 
 def _houses(place, rng):
     "A row of houses, seen from the other side of the road"
     x = -.1
     while x < place.w:
-        wide = rng.uniform(1.1,1.8)*place.tall
-        high = rng.uniform(0,.25)*place.top
-        colour = _HOUSES[rng.integers(4)]
-        _house(place, x, wide, high, colour, rng)
+        wide = rng.uniform(1.1, 1.8)*place.tall
+        high = rng.uniform(0, .25)*place.top
+        _house(place, x, wide, high, _HOUSES[rng.integers(4)], rng)
         x += wide
 
-def _road(place, rng):
+def _lane(place, rng):
+    "The pavement, its kerb, and a road with dashes in the middle"
     w, view = place.w, place.view
-    place.sky('haze')
-    _houses(place, rng)
-    place.ground('tar', slab=0)
     kerb = view.row(view.depth(place.top)*.86)
-    place.rect(0, place.top, w, kerb-place.top, 'walk')
-    place.rect(0, kerb, w, .018, 'kerb')
-    place.rect(0, kerb+.018, w, .008, 'tar', .6)
-    far, near = view.row(view.depth(1.2)+.12), view.row(view.depth(1.2)-.12)
-    for x in np.arange(0, w, .8): place.poly((x,far), (x+.42,far), (x+.40,near), (x-.04,near), colour='dash')
-    for x,y,light in _many(rng, 260, (0,w), (kerb+.05,_HIGH), (.8,1.25)): place.disc(x, y, .012, .004, 'tar', light)
+    place.rect('walk', 1., 0, place.top, w, kerb-place.top)
+    place.rect('kerb', 1., 0, kerb, w, .018)
+    place.rect('tar', .6, 0, kerb+.018, w, .008)
+    far, near = [view.row(view.depth(1.2)+o) for o in (.12,-.12)]
+    for x in np.arange(0, w, .8): place.poly('dash', 1., x,far, x+.42,far, x+.40,near, x-.04,near)
+    for x,y,light in _many(rng, 260, (0,w), (kerb+.05,_HIGH), (.8,1.25)): place.disc('tar', light, x, y, .012, .004)
 
-_BEAMS = dict(
-    front  = _Shape(_Pen.rect, (0,0,1,.09), 'wood', .9),
-    under  = _Shape(_Pen.rect, (0,.075,1,.02), 'wood', .5))
+_BEAM = ('rect', 'wood', .9, 0,0,1,.09), ('rect', 'wood', .5, 0,.075,1,.02)
 
 def _fence(place, rng):
     q, top = place.tall, place.top
     high = top-1.25*q
-    place.sky('air')
     for x,up,light in _many(rng, 160, (0,place.w), (-.2,.5), (.6,1.15)):
-        place.at(x, high-up*q, q).disc(0, 0, .16, .12, 'twigs', light)
-    for x in place.every(first=0, step=.16): _plank(place, x, high, rng.uniform(.82,1.1))
-    for y in (high+.2*q,top-.3*q): place.at(0, y, place.w, q).draw(_BEAMS)
-    place.ground('earth', slab=0)
+        place.at(x, high-up*q, q).disc('twigs', light, 0,0,.16,.12)
+    for x in place.every(0, .16):
+        light, board = rng.uniform(.82, 1.1), place.at(x, high, q, top-high)
+        board.rect('wood', light, 0,0,.15,1)
+        place.at(x, high, q).poly('wood', light, 0,0, .075,-.07, .15,0)
+        board.rect('wood', light*.75, .12,0,.03,1)
+    for y in (high+.2*q,top-.3*q): place.at(0, y, place.w, q).draw(_BEAM)
+
+def _pebbles(place, rng):
     for x,down,light in _many(rng, 900, (0,place.w), (0,1), (.65,1.25)):
-        place.near(x, down**1.3, .02).disc(0, 0, 1, .4, 'earth', light)
+        place.near(x, down**1.3, .02).disc('earth', light, 0,0,1,.4)
 
-def _plank(place, x, high, light):
-    "A plank of a fence with its upper end at row `high`"
-    board = place.at(x, high, place.tall, place.top-high)
-    board.rect(0, 0, .15, 1, 'wood', light)
-    place.at(x, high, place.tall).poly((0,0), (.075,-.07), (.15,0), colour='wood', shade=light)
-    board.rect(.12, 0, .03, 1, 'wood', light*.75)
-
-_POSTER = dict(
-    frame  = _Shape(_Pen.rect, (0,-1.1,.62,.85), (.25,.25,.27)),
-    paper  = _Shape(_Pen.rect, (.03,-1.07,.56,.79), 'poster'),
-    face   = _Shape(_Pen.disc, (.3,-.7,.17,.2), (.9,.86,.76)),
-    words  = _Shape(_Pen.rect, (.12,-.42,.38,.05), (.92,.92,.9)),
-    bench  = _Shape(_Pen.rect, (1.1,-.3,.8,.06), 'bench'),
-    leg    = _Shape(_Pen.rect, (1.16,-.24,.05,.24), (.3,.3,.3)),
-    leg_2  = _Shape(_Pen.rect, (1.78,-.24,.05,.24), (.3,.3,.3)))
-_TILES = (.78,.77,.70), (.62,.72,.70), (.74,.70,.74)
+_POSTER = (
+    ('rect', (.25,.25,.27), 1., 0,-1.1,.62,.85), ('rect', 'poster', 1., .03,-1.07,.56,.79),
+    ('disc', (.9,.86,.76), 1., .3,-.7,.17,.2), ('rect', (.92,.92,.9), 1., .12,-.42,.38,.05),
+    ('rect', 'bench', 1., 1.1,-.3,.8,.06), ('rect', (.3,.3,.3), 1., 1.16,-.24,.05,.24),
+    ('rect', (.3,.3,.3), 1., 1.78,-.24,.05,.24))
 
 def _station(place, rng):
-    wall = _TILES[rng.integers(3)]
-    place.sky(wall, .8)
-    place.tiles(.16, .16, (.152,.152), wall, (.93,1.05))
-    place.band(1.32, .16, 'sign')
-    bench = _PAINT[rng.integers(2)]
-    for x in place.every(first=rng.uniform(0,.6), step=2.2):
-        poster = _PAINT[rng.integers(7)]
-        place.wall(x).draw(_POSTER, poster=poster, bench=bench)
-    place.ground('floor', slab=.5)
-    edge = place.view.row(place.view.depth(1.42))
-    place.rect(0, edge, place.w, .04, 'line')
+    place.tiles(.16, .16, (.152,.152), (.93,1.05))
+    place.band('sign', 1., 1.32, .16)
+    place.colours['bench'] = _PAINT[rng.integers(2)]
+    for x in place.every(rng.uniform(0, .6), 2.2):
+        place.colours['poster'] = _PAINT[rng.integers(7)]
+        place.wall(x).draw(_POSTER)
 
-_BOLTS = {o: _Shape(_Pen.disc, (*o,.025,.025), 'wall', .6) for o in product((.2,.75,1.3), (-.35,-1.15))}
+def _platform(place, rng): place.rect('line', 1., 0, place.view.row(place.view.depth(1.42)), place.w, .04)
+
+_BOLTS = [('disc', 'cast', .6, *o, .025, .025) for o in product((.2,.75,1.3), (-.35,-1.15))]
+_MURAL = (0,.35,.06,.05), (1.1,.95,.2,.16)
 
 def _alley(place, rng):
     q, top = place.tall, place.top
-    wall = np.array((.56,.55,.53))*rng.uniform(.85,1.1)
-    place.sky(wall)
-    for x in place.every(first=rng.uniform(-1,0), step=1.5):
+    place.tint('cast', rng.uniform(.85, 1.1))
+    for x in place.every(rng.uniform(-1, 0), 1.5):
         slab = place.at(x, 0, q, top)
-        slab.rect(0, 0, 1.5, 1, wall, rng.uniform(.92,1.06))
-        slab.rect(0, 0, .02, 1, wall, .6)
-        place.wall(x).draw(_BOLTS, wall=wall)
+        slab.rect('cast', rng.uniform(.92, 1.06), 0,0,1.5,1)
+        slab.rect('cast', .6, 0,0,.02,1)
+        place.wall(x).draw(_BOLTS)
         for right,begin,end in _many(rng, 3, (.1,1.3), (0,.3), (.5,.9)):             # stains of rain
-            place.line(x+right*q, begin*top, x+right*q, end*top, .03*q, wall, .88)
-    for x in place.every(first=rng.uniform(.2,.9), step=3.2): _mural(place.wall(x), rng)
-    place.ground('yard', slab=1.1)
+            place.line('cast', .88, x+right*q, begin*top, x+right*q, end*top, .03*q)
+    for x in place.every(rng.uniform(.2, .9), 3.2):
+        for _ in range(12):                                                          # a mural
+            right, up, *radii = rng.uniform(*_MURAL)
+            place.wall(x).disc(_PAINT[rng.integers(7)], 1.1, right, -up, *radii)
 
-def _mural(pen, rng):
-    "Twelve discs of paint"
-    for _ in range(12):
-        x, up = rng.uniform((0,.35), (1.1,.95))
-        rx, ry = rng.uniform((.06,.05), (.2,.16))
-        colour = _PAINT[rng.integers(7)]
-        pen.disc(x, -up, rx, ry, colour, 1.1)
+# what stands at the wall, colours of the wall, sky or wall and its shade, ground, its slabs, what lies on it
+_Scene = namedtuple('_Scene', 'draw walls sky shade ground slab lies', defaults=(None,))
+_SCENES = dict(
+    street=_Scene(_street, ((.58,.38,.31), (.68,.60,.49), (.52,.53,.55)), 'wall', .72, 'paving', .45),
+    park=_Scene(_park, (), 'hedge', 1., 'grass', 0, _lawn),
+    shop=_Scene(_shop, ((.20,.33,.30), (.42,.16,.18), (.20,.24,.38)), 'wall', 1., 'stone', .6),
+    plaza=_Scene(_plaza, (), 'steel', 1., 'concrete', .75),
+    road=_Scene(_houses, (), 'haze', 1., 'tar', 0, _lane),
+    fence=_Scene(_fence, (), 'air', 1., 'earth', 0, _pebbles),
+    station=_Scene(_station, ((.78,.77,.70), (.62,.72,.70), (.74,.70,.74)), 'wall', .8, 'floor', .5, _platform),
+    alley=_Scene(_alley, (), 'cast', 1., 'yard', 1.1))
 
-_SCENES = [_street, _park, _shop, _plaza, _road, _fence, _station, _alley]
+def _draw_scene(number, place):
+    "Draw the scene `number`, counted round, with the pen `place`"
+    scene, rng = list(_SCENES.values())[number%len(_SCENES)], place.rng
+    if scene.walls: place.colours['wall'] = scene.walls[rng.integers(3)]
+    place.rect(scene.sky, scene.shade, 0, 0, place.w, place.top)
+    scene.draw(place, rng)
+    place.ground(scene.ground, scene.slab)
+    if scene.lies: scene.lies(place, rng)
 
-def draw_place(
-    number:int,               # of the place in `_SCENES`, counted round
-    height:int,               # H of the pictures in which it will be seen
-    w:float,                  # its width, in picture heights
-    view:View,                # how the camera looks at it
-    rng:np.random.Generator,  # source of chance
-)->torch.Tensor:              # (3,1.5H,wH) in [0,1]
-    "A wall and the ground before it, in true perspective"
+def draw_place(number, height, w, view, rng):
+    """A wall and the ground before it, in true perspective -> (3,1.5H,wH) in [0,1]: the place `number` of `_SCENES` for
+    pictures of `height` H, `w` picture heights wide, as the camera with this `View` sees it"""
     place = _Place(height, w, view, rng)
-    _SCENES[number%len(_SCENES)](place, rng)
+    _draw_scene(number, place)
     return place.tensor(rng, .035)[:3]

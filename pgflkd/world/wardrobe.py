@@ -18,14 +18,20 @@ from .people import ATLAS, CAPSULES, Bodies, Shape, find_capsules
 _CLOTH = dict(
     white=(.88,.87,.84), black=(.13,.13,.15), grey=(.49,.50,.53), navy=(.16,.25,.47), red=(.62,.15,.16),
     olive=(.33,.42,.25), sand=(.78,.64,.44), teal=(.28,.53,.62), mustard=(.83,.66,.18), plum=(.45,.27,.46))
-_TROUSERS = [(.13,.13,.15), (.43,.44,.47), (.21,.31,.48), (.58,.50,.38)]
-_SKIN = [(.93,.76,.66), (.84,.64,.51), (.68,.47,.35), (.43,.29,.21)]
-_HAIR = {(.09,.08,.08): .40, (.28,.18,.11): .25, (.58,.43,.24): .13, (.56,.54,.52): .12, (.44,.20,.10): .10}
-_TOPS = dict(tee=.36, long=.24, jacket=.28, dress=.12)                       # and how likely each is
-_BOTTOMS = dict(trousers=.66, shorts=.19, skirt=.15)
-_HAIRCUTS = dict(short=.50, long=.26, tail=.16, bald=.08)
-_PATTERNS = {'plain': .20, 'stripes': .17, 'bars': .11, 'checks': .12, 'two-tone': .13, 'print': .16, 'sleeves': .11}
-_BAGS = {'': .52, 'backpack': .26, 'left': .11, 'right': .11}
+_TOWN = dict(          # {choice: how likely}, [choices], chance of a yes, (from, to), below; keep the order: it draws
+    top=dict(tee=.36, long=.24, jacket=.28, dress=.12),
+    bottom=dict(trousers=.66, shorts=.19, skirt=.15),
+    haircut=dict(short=.50, long=.26, tail=.16, bald=.08),
+    skin=[(.93,.76,.66), (.84,.64,.51), (.68,.47,.35), (.43,.29,.21)],
+    hair={(.09,.08,.08): .40, (.28,.18,.11): .25, (.58,.43,.24): .13, (.56,.54,.52): .12, (.44,.20,.10): .10},
+    shoes=_CLOTH,
+    pattern={'plain': .20, 'stripes': .17, 'bars': .11, 'checks': .12, 'two-tone': .13, 'print': .16, 'sleeves': .11},
+    motif=4,
+    bottom_color=[(.13,.13,.15), (.43,.44,.47), (.21,.31,.48), (.58,.50,.38)],
+    seam=.2, length=(0,1), toecap=.3, beard=.3, glasses=.2, hat=.15, visor=.7,
+    bag={'': .52, 'backpack': .26, 'left': .11, 'right': .11},
+    bag_color=_CLOTH,
+    girth=(.88,1.14), shoulders=(.92,1.08), hips=(.92,1.10), grain=2**31)
 
 @dataclass(frozen=True)
 class Person:
@@ -58,26 +64,13 @@ class Person:
     @property
     def skirted(self): return self.bottom=='skirt' or self.top=='dress'
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0010
-def _any(rng, things):
-    "One of `things`, each as likely"
-    return things[rng.choice(len(things))]
-
-def _likely(rng, chances):
-    "A key of `chances`, as likely as its value says"
-    return list(chances)[rng.choice(len(chances), p=list(chances.values()))]
-
-def _sample_rest(rng, cloth):
-    "Draw hat, bag and build of somebody, and the seed of the folds"
-    return dict(
-        hat=_any(rng, cloth) if rng.random() < .15 else (),
-        visor=rng.random() < .7,
-        bag=_likely(rng, _BAGS),
-        bag_color=_any(rng, cloth),
-        girth=rng.uniform(.88, 1.14),
-        shoulders=rng.uniform(.92, 1.08),
-        hips=rng.uniform(.92, 1.10),
-        grain=int(rng.integers(2**31)))
+def _draw(rng, chances):
+    "One draw from an entry of `_TOWN`"
+    if isinstance(chances, float): return rng.random() < chances
+    if isinstance(chances, tuple): return rng.uniform(*chances)
+    if isinstance(chances, int): return int(rng.integers(chances))
+    p = list(chances.values()) if isinstance(chances, dict) else None
+    return list(chances)[rng.choice(len(chances), p=p)]
 
 def sample_person(
     rng:np.random.Generator,  # source of chance
@@ -87,30 +80,15 @@ def sample_person(
     need(2 <= wardrobe <= len(_CLOTH), f'wardrobe={wardrobe}: choose 2 to {len(_CLOTH)} colours')
     cloth = list(_CLOTH.values())[:wardrobe]
     first, second = rng.choice(wardrobe, 2, replace=False)
-    top = _likely(rng, _TOPS)
-    bottom = _likely(rng, _BOTTOMS)
-    haircut = _likely(rng, _HAIRCUTS)
-    bearded = haircut in ('short','bald') and top!='dress' and bottom!='skirt'
-    return Person(                                     # the order of the draws is part of every world: keep it
-        top=top,
-        bottom=bottom,
-        haircut=haircut,
-        top_color=cloth[first],
-        second=cloth[second],
-        skin=_any(rng, _SKIN),
-        hair=_likely(rng, _HAIR),
-        shoes=_any(rng, cloth),
-        pattern=_likely(rng, _PATTERNS),
-        motif=int(rng.integers(4)),
-        bottom_color=_any(rng, _TROUSERS),
-        seam=rng.random() < .2,
-        length=rng.uniform(),
-        toecap=rng.random() < .3,
-        beard=rng.random() < .3 and bearded,
-        glasses=rng.random() < .2,
-        **_sample_rest(rng, cloth))
+    look = dict(top_color=cloth[first], second=cloth[second])
+    for name,chances in _TOWN.items():
+        look[name] = _draw(rng, cloth if chances is _CLOTH else chances)
+        if name=='hat': look[name] = _draw(rng, cloth) if look[name] else ()
+    smooth = look['haircut'] in ('long','tail') or look['top']=='dress' or look['bottom']=='skirt'
+    look['beard'] = look['beard'] and not smooth
+    return Person(**look)
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0013
+# %% ../../nbs/world/03_wardrobe.ipynb #cell0012
 def _axes(cell):
     "Heights `v` in 0..1 and angles `u` in radians of the atlas `cell`, both (h,w)"
     h, w = ATLAS[cell].height, ATLAS[cell].width
@@ -151,7 +129,7 @@ def _motif(number, v, u):
     edges = [1-r], [1-wide, .55-high], [.5*(1-y)-wide, 1-high], [1-r, r-.5]
     return _soft(np.minimum.reduce(edges[number]), .2)
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0017
+# %% ../../nbs/world/03_wardrobe.ipynb #cell0016
 _Cut = namedtuple('_Cut', 'sleeve hem deep broad')         # where sleeve and trunk end; depth, breadth of the neckline
 _CUTS = dict(tee=_Cut(.33, .76, .145, .85), long=_Cut(.97, .80, .145, .85),
              jacket=_Cut(.97, .84, .15, .8), dress=_Cut(.20, .76, .20, 1.05))
@@ -197,7 +175,6 @@ def _torso(p):
     img = _over(img, _legwear(p, v, u), v > hem)
     return _over(img, img*.55, _bump(v-hem-.012, .02))                                          # the shadow under it
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0018
 def _end_at(img, end, p, v, dark):
     "Let the cloth `img` end at the height `end` in a cuff, and skin go on below"
     img = _over(img, img*dark, np.abs(v-end+.02) < .02)
@@ -240,7 +217,7 @@ def _bag(p):
     img[18,8:24] *= .6
     return img
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0020
+# %% ../../nbs/world/03_wardrobe.ipynb #cell0018
 _Dot = namedtuple('_Dot', 'angle height wide high tint of strength', defaults=((1,1,1), '', 1.))
 _DOTS = dict(              # where in `u` and `v`; its colour is the tint, or the tint of skin or hair
     cheek=_Dot(.75, .63,  .35, .10,  (1.02,.86,.84), 'skin', .5),
@@ -293,7 +270,7 @@ def _head(p):
     img = _add_dots(img, p, ['mouth','brow','eye','pupil'], a, v)
     return _over(img, (.10,.10,.12), .95*_glasses(a, v)*p.glasses)
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0022
+# %% ../../nbs/world/03_wardrobe.ipynb #cell0020
 _ROUGH = dict(head=.25, skin=.3, hair=1.6)                           # how strong folds and weave are; cloth: 1
 
 def _grain(seed):
@@ -303,10 +280,8 @@ def _grain(seed):
     weave = rng.normal(0, .018, (128,128))
     return F.interpolate(folds, (128,128), mode='bicubic')[0,0].numpy() + weave
 
-def paint_texture(
-    person:Person,  # whose skin, hair and clothes
-)->torch.Tensor:    # (3,128,128) in [0,1]: the atlas that the renderer samples
-    "Unroll skin, hair and clothes of `person` into one canonical texture, the front of each cell in its middle column"
+def paint_texture(person):
+    "Unroll the clothes of a `Person` into the texture (3,128,128) that the renderer samples, fronts in middle columns"
     cells = dict(
         head=_head(person), bag=_bag(person), skin=person.skin, hair=person.hair, shoe=_shoe(person),
         hat=person.hat or person.hair, torso=_torso(person), arm=_arm(person), skirt=_skirt(person), leg=_leg(person))
@@ -318,7 +293,7 @@ def paint_texture(
     img = img*(1 + rough*_grain(person.grain))[...,None]
     return torch.tensor(img.clip(0, 1).transpose(2,0,1), dtype=torch.float32)
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0029
+# %% ../../nbs/world/03_wardrobe.ipynb #cell0028
 def _not_worn(p):
     "Names of the capsules that `p` does not show"
     worn = dict(
@@ -355,7 +330,6 @@ def _shape(p):
     shoulder = .101*p.shoulders*p.girth**.5
     return Shape(shoulder, .052*p.hips, .43-.12*p.length, *_BAG_AT[p.bag])
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0030
 class Crowd(Bodies):
     "Dressed bodies: textures, radii and shapes of `people`, stacked; `InputError` if there are none"
     def __init__(self, people:list):

@@ -1,7 +1,7 @@
 """Train the small student that ships with the library: a MobileNetV2 on the people of several rendered worlds.
 
     python results/student/train.py --weights converted.safetensors   # trains, resumable; hours on one core
-    python results/student/train.py --test_only                       # ranks worlds it never saw, into runs.csv
+    python results/student/train.py --test-only                       # ranks worlds it never saw, into runs.csv
 
 Nothing is chosen by a test picture: the recipe below was fixed before the run, and the last epoch counts.
 """
@@ -26,6 +26,7 @@ from pgflkd.synthetic import render_world
 from pgflkd.world.plan import World
 
 HERE = Path(__file__).resolve().parent
+SHIPPED = HERE.parents[1]/'pgflkd/weights/student.safetensors'
 WORLDS = (900, 901, 902, 903, 904)     # 150 people to learn from in each
 UNSEEN = (0, 1, 2)
 EPOCHS, LR, HIDE, SEED = 12, 7e-4, .25, 900
@@ -58,11 +59,13 @@ def train(weights, work):
     log.resume()
     learn.fit_one_cycle(EPOCHS, LR, start_epoch=log.first)
     pd.DataFrame(log.rows).to_csv(HERE/'history.csv', index=False)
-    export(learn, HERE/'student.safetensors', recipe=f'{RECIPE}, {precision_of(learn)}', worlds=str(WORLDS))
+    made = dict(recipe=f'{RECIPE}, {precision_of(learn)}', worlds=str(WORLDS))
+    origin = 'ImageNet weights of MobileNetV2, Apache-2.0, trained further'
+    export(learn, SHIPPED, half=True, licence='Apache-2.0', origin=origin, **made)
 
 def test():
     "Rank the worlds that the student never saw"
-    embed = load_embedder(HERE/'student.safetensors')
+    embed = load_embedder(SHIPPED)
     for seed in UNSEEN:
         df = render_world(World(), seed=seed)
         df = df[df.role!='train'].reset_index(drop=True)

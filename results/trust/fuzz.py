@@ -230,8 +230,8 @@ def command_lines(r, d):
 def read_options(case):
     "The checks of both commands, as argparse would hand the options over"
     given, plan, seeds, data, folder = case
-    train._settle(folder/'run', False, given)
-    recipe = train.make_recipe('quick', **{k: v for k, v in given.items() if k not in train._DEFAULTS})
+    options, known = train._options(folder/'run', False, given)
+    recipe = train._recipe(folder/'run', options, known, given)
     train.read_seeds(seeds)
     ablate.plan_rows(plan, recipe, '')
     ablate._world(data)
