@@ -57,7 +57,8 @@ def test_pages():
     found = [f'{name}: {o}' for name in pages for o in problems(name, pages)]
     urls = [p['url'] for p in pages.values()]
     found += [f'two notebooks have the page {url}' for url in urls if urls.count(url)>1]
-    assert '<details><summary>Answers 5 and 6</summary>' in (site.OUT/'course/your_turn.html').read_text(encoding='utf-8')
+    last = (site.OUT/'course/your_turn.html').read_text(encoding='utf-8')
+    assert '<details><summary>Answers 5 and 6</summary>' in last
     assert len(pages)==len(site.SOURCES)>0 and not found, '\n'.join(found)
 
 def test_site_config():

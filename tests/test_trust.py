@@ -304,9 +304,8 @@ def png(w, h):
 
 def test_picture_that_grows(tmp_path):
     "A hundred bytes that claim 60000 x 60000 pixels"
-    from pgflkd.commands.doctor import check_pictures
     from pgflkd.deploy import Embedder
-    from pgflkd.files import open_picture
+    from pgflkd.files import check_pictures, open_picture
     from pgflkd.keypoints import KeypointStore
     from pgflkd.readers.poses import picture_sizes
     f = tmp_path/'0001_c1s1_000001_00.png'
@@ -317,7 +316,7 @@ def test_picture_that_grows(tmp_path):
     embedder = Embedder(None, dict(size=[32,16]))
     with pytest.raises(InputError, match='cannot be read as a picture'): embedder.pixels(str(f))
     with pytest.raises(InputError, match='no pictures'): picture_sizes(tmp_path)
-    assert '00.png' in str(check_pictures([str(f)]))
+    with pytest.raises(InputError, match='00.png'): check_pictures([str(f)])
     KeypointStore(['0001_c1s1_000001_00'], np.zeros((1,17,3)), (128,64)).align(pd.DataFrame(dict(fn=[str(f)])))
 
 # Numbers that repeat
