@@ -206,7 +206,8 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.tensor([p]))
     def forward(self, fmap): # (B,C,h,w); what is not positive counts as nothing
         x = fmap.to(torch.promote_types(fmap.dtype, torch.float32)).clamp_min(1e-6)
-        return x.pow(self.p).mean((2,3)).pow(1/self.p)
+        top = x.amax((2,3), keepdim=True)                # a power of at most 1 cannot leave float32
+        return (x/top).pow(self.p).mean((2,3)).pow(1/self.p)*top[:,:,0,0]
 
 class Baseline(nn.Module):
     "The student: `body`, `pool`, `BNNeck`. In training a dict; in evaluation the feature after the neck"

@@ -78,6 +78,13 @@ def save(self:KeypointStore,
 
 _LARGEST = 3*2**30   # bytes that a store may unpack to
 
+def _arrays(path):
+    "The arrays of the store `path`; refuses one that unpacks to too much, before anything is unpacked"
+    with zipfile.ZipFile(path) as z: n = sum(o.file_size for o in z.infolist())
+    why = f'unpacks to {n/2**30:.1f} GB, more than the joints of ten million people; split it, or distrust it'
+    need(n<=_LARGEST, f'{path}: {why}')
+    with np.load(path) as z: return {k: z[k] for k in z if k in ('names','joints','coco17','size')}
+
 @patch(cls_method=True)
 def load(cls:KeypointStore,
     path:str|Path,       # an .npz with `names` and `joints` (or `coco17`), and maybe `size`
@@ -87,19 +94,14 @@ def load(cls:KeypointStore,
     path = Path(path).expanduser()
     need(path.exists(), f'{path}: no such file; give the .npz that holds the keypoints')
     need(path.suffix=='.npz', f'{path}: is no .npz; write one with pgflkd_pose PICTURES --convert {path}')
-    try:
-        with zipfile.ZipFile(path) as z: n = sum(o.file_size for o in z.infolist())      # before anything is unpacked
-        why = f'unpacks to {n/2**30:.1f} GB, more than the joints of ten million people; split it, or distrust it'
-        need(n<=_LARGEST, f'{path}: {why}')
-        with np.load(path) as z: arrays = {k: z[k] for k in z if k in ('names','joints','coco17','size')}
+    try: arrays = _arrays(path)
     except InputError: raise
     except Exception as e:      # a stranger's file: NumPy, zipfile and zlib raise whatever they like
         why = f'cannot be read as an .npz of plain arrays ({type(e).__name__}); write it anew, names as strings'
         raise InputError(f'{path}: {why}') from None
     joints = arrays.get('joints', arrays.get('coco17'))
-    has = ', '.join(arrays) or 'none of them'
-    need(joints is not None and 'names' in arrays,
-         f'{path}: needs names (n,) and joints or coco17 (n,17,3); it holds {has}')
+    why = f'needs names (n,) and joints or coco17 (n,17,3); it holds {", ".join(arrays) or "neither"}'
+    need(joints is not None and 'names' in arrays, f'{path}: {why}')
     return cls(arrays['names'], joints, arrays.get('size', size), str(path))
 
 # %% ../nbs/engine/14_keypoints.ipynb #cell0018

@@ -43,7 +43,7 @@ def id_loss(
     target = target.as_subclass(torch.Tensor)
     return F.cross_entropy(_plain(logits), target, label_smoothing=smoothing)
 
-# %% ../nbs/course/05_losses.ipynb #cell0027
+# %% ../nbs/course/05_losses.ipynb #cell0025
 def _classes(pid):
     "The classes (B,) in `pid` (B,2); looked at on a CPU only, as a GPU would have to stop for it"
     need(pid.shape[1:]==(2,), f'pid has shape {tuple(pid.shape)}, the loss needs (B,2): class, raw person')

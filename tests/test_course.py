@@ -40,10 +40,10 @@ def test_folders():
     assert not [n for n in writes.values() if n.startswith('guides/')], 'a guide exports nothing'
 
 def test_sizes():
-    "300 kB a notebook, 6 MB of outputs in all"
+    "300 kB a notebook, 5 MB of outputs in all"
     heavy = {n: p.stat().st_size for n, p in outputs.notebooks().items() if p.stat().st_size>300_000}
     total = sum(len(json.dumps(cell.get('outputs', []))) for _, cell, _ in every_cell())
-    assert not heavy and total<=6_000_000, (heavy, total)
+    assert not heavy and total<=5_000_000, (heavy, total)
 
 def listed(contents):
     "Names of the notebooks that the sidebar `contents` lists"

@@ -367,7 +367,12 @@ def test_soak_short():
 
 @pytest.mark.slow
 def test_mutants_short():
-    "Short form of results/trust/mutate.py: a dozen mutants of the losses, all of them noticed by their page"
-    said = script('mutate.py', '--module', 'losses', '--minutes', .4, '--out', '')
-    killed, tried, possible = map(int, re.search(r'losses: (\d+) of (\d+) killed, (\d+) possible', said).groups())
-    assert killed==tried>=8 and possible>=40
+    "Short form of results/trust/mutate.py: mutants of the losses and of Eq. 5, all of them noticed by their pages"
+    all_possible = 0
+    for page in ('losses', 'semantics'):
+        said = script('mutate.py', '--module', page, '--minutes', .4, '--limit', 120, '--out', '')
+        found = re.search(rf'{page}: (\d+) of (\d+) killed, (\d+) possible', said).groups()
+        killed, tried, possible = map(int, found)
+        assert killed==tried>=8, said
+        all_possible += possible
+    assert all_possible>=70

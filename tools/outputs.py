@@ -55,13 +55,27 @@ def small_png(data):
     small = base64.b64encode(buffer.getvalue()).decode() + '\n'*data.endswith('\n')
     return min(small, data, key=len)
 
+def lightest(data):
+    "Keep one picture in an output's `data`: its JPEG, a PNG of few colours, or a JPEG in the place of a large one"
+    from PIL import Image
+    if 'image/jpeg' in data: data.pop('image/png', None)
+    if 'image/png' not in data: return
+    data['image/png'] = small = small_png(''.join(data['image/png']))
+    if len(small)<50_000: return
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(small))).convert('RGB').save(buffer, 'JPEG', quality=60, optimize=True)
+    photo = base64.b64encode(buffer.getvalue()).decode() + '\n'
+    if len(photo)<.8*len(small):
+        data['image/jpeg'] = photo
+        del data['image/png']
+
 def shrink(path):
-    "Save PNGs in the outputs of `path` with few colours, and tables as HTML alone; bytes gained"
+    "Save PNGs in the outputs of `path` with few colours or as JPEG, and tables as HTML alone; bytes gained"
     old = path.read_text(encoding='utf-8')
     nb = json.loads(old)
     for data in [o['data'] for c in nb['cells'] for o in c.get('outputs', []) if 'data' in o]:
         if 'text/html' in data: data.pop('text/plain', None)
-        if 'image/png' in data: data['image/png'] = small_png(''.join(data['image/png']))
+        lightest(data)
     text = json.dumps(nb, sort_keys=True, indent=1, ensure_ascii=False) + '\n'      # as nbdev-clean writes it
     if text!=old: path.write_text(text, encoding='utf-8')
     return len(old)-len(text)

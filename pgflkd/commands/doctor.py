@@ -133,11 +133,12 @@ def _look_at_pictures(fns, most=None):
     return [_good(f'{min(most, len(fns)) if most else len(set(fns)):,} pictures looked at, and can be opened')]
 
 def _check_keypoints(
-    df:pd.DataFrame, # the table
-    path:str|Path,   # a keypoint store (.npz)
-)->list:             # of `_Finding`
+    df:pd.DataFrame,    # the table
+    path:str|Path|None, # a keypoint store (.npz), if there is one
+)->list:                # of `_Finding`
     "How much of `df` the keypoints at `path` know, and whether training would take them"
     from pgflkd.keypoints import KeypointStore
+    if not path: return [_note('no keypoints given', 'PGFL-KD trains with them, and pgflkd_pose makes them')]
     found = []
     try:
         store = KeypointStore.load(path)
@@ -274,8 +275,7 @@ def doctor(
     title, df, found = visit[:3]
     bs, per_id = _batch(df)
     found += _check_ranking(df, bs, per_id) + _look_at_pictures(df.fn, most)
-    if keypoints: found += _check_keypoints(df, keypoints)
-    else: found.append(_note('no keypoints given', 'PGFL-KD trains with them, and pgflkd_pose makes them'))
+    found += _check_keypoints(df, keypoints)
     report = _Report(title, df, found, '')
     first = f'{report.ill} to mend (✗). Then:' if report.ill else 'Nothing stands in the way:'
     return report._replace(advice=f'{first}\n    {_next(df.attrs.get("home", root), *visit[3:], keypoints, df)}')

@@ -12,7 +12,7 @@ COLORS = dict(occluded='#c1272d', holistic='#2b7bba', partial='#7b3294')
 VERDICTS = dict(gain='#1a7f37', loss='#b3261e', tie='#7a7a7a')
 RECIPES = dict(
     quick='Recipe QUICK: MobileNetV2 from the shipped student, 128x64, map 16x8, four epochs; '
-          '150 people to learn from, 400 test people, 800 queries a set; seeds 0, 1, 2',
+          '150 people to learn from, 400 test people, 800 queries a set; seed 0, one training a row so far',
     resnet18='Recipe: ResNet-18 from random weights, 128x64, map 8x4, six epochs of one cycle, triplets between unit '
              'vectors; 150 people to learn from, 60 test people, 120 queries a set; seeds 0, 1, 2',
     imagenet='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, six epochs of one cycle, triplets between '

@@ -30,7 +30,8 @@ from pgflkd.records import add_rows, run_facts
 
 torch.set_num_threads(1)
 root = Path(__file__).parent.parent.parent
-PAGES = dict(losses='course/05_losses', metrics='course/02_metrics', augment='engine/04_augment', data='course/03_data')
+PAGES = dict(losses='course/05_losses', foreground='course/08_foreground', semantics='course/09_semantics',
+             metrics='course/02_metrics', augment='engine/04_augment', data='course/03_data')
 SWAP = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
         ast.Mod: ast.Mult,
         ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
