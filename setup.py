@@ -39,7 +39,7 @@ setup(
                  *(f'Programming Language :: Python :: 3.{m}' for m in range(minor, 14))],
     packages=find_packages(include=[lib, f'{lib}.*']),
     include_package_data=True,
-    package_data={lib: ['weights/*']},
+    package_data={lib: ['weights/*', 'world/*.json']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require=extras(),

@@ -39,6 +39,7 @@ def rank_sets(
 class RankGallery(Callback):
     "After validation, rank the gallery of `dls.test_df` for each query set; `results` maps its name to a `Ranking`"
     order = 40  # before Recorder (50) reads the metrics
+    remove_on_fetch = True   # loggers look at pictures between validation and metrics: not our ranking
     def __init__(self,
         headline:str|None=None, # query set of `reid_metrics`; None: 'occluded' if there is one, else the first
     ):
@@ -47,6 +48,7 @@ class RankGallery(Callback):
     def before_validate(self):
         self.results = {}
         self._out = []
+        self._dl = getattr(self.dl, 'world_size', 1), getattr(self.dl, 'n', None)   # a logger may change `dl` later
     def after_pred(self):
         if self.training or len(self.yb)<2: return
         pid, camid = self.yb[:2]
@@ -55,9 +57,9 @@ class RankGallery(Callback):
         df = getattr(self.dls, 'test_df', None)
         if df is None or not self._out: return
         seen, self._out = [torch.cat(o) for o in zip(*self._out)], []
-        shares = [seen]*getattr(self.dl, 'world_size', 1)                     # on several GPUs each sees a share
+        shares = [seen]*self._dl[0]                                           # on several GPUs each sees a share
         if len(shares)>1: torch.distributed.all_gather_object(shares, seen)
-        n = getattr(self.dl, 'n', None)                                       # less what was added for equal shares
+        n = self._dl[1]                                                       # less what was added for equal shares
         features, pid, camid = (torch.cat(o)[:n] for o in zip(*shares))
         if np.array_equal(pid, df['pid']) and np.array_equal(camid, df['camid']):
             self.results = rank_sets(df, features)

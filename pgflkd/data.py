@@ -7,8 +7,8 @@ __all__ = ['check_table', 'open_picture', 'ResizePerson', 'row_joints', 'PKDL', 
            'show_batch', 'show_results', 'tensorboard_log', 'wandb_process', 'DrawHint', 'ReIDDataLoaders', 'reid_dls',
            'WatchRanking']
 
-# %% ../nbs/course/03_data.ipynb #cell0002
-import math, random, warnings
+# %% ../nbs/course/03_data.ipynb #cell0003
+import math, random, sys, warnings
 from collections import Counter
 from itertools import cycle, islice
 from numbers import Real
@@ -28,7 +28,7 @@ from .errors import InputError, extra, need
 from .pose import Hint, TensorPose, draw_hint
 from .readers import folders
 
-# %% ../nbs/course/03_data.ipynb #cell0010
+# %% ../nbs/course/03_data.ipynb #cell0011
 def _check_columns(df):
     "Refuse a table that lacks a column, or in which one holds what it should not"
     for name in ('camid','fn','pid','role'):
@@ -74,7 +74,7 @@ def check_table(
          'no query has a picture of the same person from another camera in the gallery; '
          'check the columns pid, camid and role')
 
-# %% ../nbs/course/03_data.ipynb #cell0014
+# %% ../nbs/course/03_data.ipynb #cell0015
 def open_picture(
     row:dict, # a row of the table; only `fn` is read: a path, or a PIL picture
 )->PILImage:  # RGB, upright
@@ -98,7 +98,7 @@ class ResizePerson(ItemTransform):
             pose = pose*torch.tensor([W/w, H/h, 1.])
         return torch.from_numpy(np.array(im)), pose, *y
 
-# %% ../nbs/course/03_data.ipynb #cell0020
+# %% ../nbs/course/03_data.ipynb #cell0021
 def _stored_joints(path):
     "The array `joints` in the keypoint store `path`"
     need(Path(path).is_file(), f'{path}: no such file; give the keypoint store (.npz)')
@@ -137,7 +137,7 @@ def row_joints(
     poses[has] = joints[at[has]]
     return poses
 
-# %% ../nbs/course/03_data.ipynb #cell0024
+# %% ../nbs/course/03_data.ipynb #cell0025
 class _PidClass(DisplayedTransform):
     "A row's `pid` as (class, pid); the class is the place in `vocab`, or -1 for people who are not in it"
     def __init__(self, vocab):
@@ -149,9 +149,9 @@ def _open_camid(row):
     "The camera of the table `row` as a tensor"
     return torch.tensor(row['camid'])
 
-# %% ../nbs/course/03_data.ipynb #cell0029
+# %% ../nbs/course/03_data.ipynb #cell0030
 def _epoch_length(turns, people):
-    "Batches in which everybody of `turns` appears, `people` different ones in each; the rest is dropped"
+    "How many batches of `people` an epoch has: each person of `turns` is in one at least, and in none twice"
     n = sum(turns)//people
     while sum(min(t,n) for t in turns) < n*people: n -= 1    # one person cannot fill batches alone
     return max(n, -(-len(turns)//people))                    # nobody is left out
@@ -171,9 +171,9 @@ def _epoch_batches(turns, people, rng):
         for batch in islice(dealt, count[pid]): batch.append(pid)
     return [rng.sample(batch, people) for batch in rng.sample(batches, n)]
 
-# %% ../nbs/course/03_data.ipynb #cell0034
+# %% ../nbs/course/03_data.ipynb #cell0035
 class PKDL(TfmdDL):
-    "Shuffled: `per_id` pictures of each of `bs`/`per_id` people a batch. Otherwise, or with `per_id` None: plain"
+    "If shuffled: `per_id` pictures of each of `bs//per_id` people a batch. Otherwise, or if `per_id` is None: plain"
     def __init__(self, dataset=None, bs=64, per_id=16, **kwargs):
         self.per_id = per_id
         super().__init__(dataset, bs=bs, **kwargs)
@@ -200,7 +200,7 @@ class PKDL(TfmdDL):
             for pid in batch: order += islice(packs[pid], self.per_id)
         return order
 
-# %% ../nbs/course/03_data.ipynb #cell0038
+# %% ../nbs/course/03_data.ipynb #cell0039
 class ToFloat(ItemTransform):
     "Bytes (B,H,W,3) to a `TensorImage` (B,3,H,W) in [0,1], before any other transform of the batch"
     order = -1
@@ -229,7 +229,7 @@ def denorm(
     mean, std = _channels(stats, x.device)
     return (x.as_subclass(torch.Tensor)*std + mean).clamp(0,1)
 
-# %% ../nbs/course/03_data.ipynb #cell0047
+# %% ../nbs/course/03_data.ipynb #cell0048
 class People(fastuple):
     "A decoded batch: pictures in [0,1], joints, pids and camids, which can `show` itself"
     def show(self, max_n=9, ctxs=None, nrows=None, ncols=None, figsize=None, **kwargs):
@@ -279,16 +279,17 @@ def wandb_process(x:People, y, samples, outs, preds):
 class DrawHint(ItemTransform):
     "Joints become the `Hint` of maps of `map_size` (h,w), the last thing that happens to a batch"
     order = 100
-    def __init__(self, map_size, size, sigma, scale, stats): store_attr()
+    def __init__(self, map_size, size, sigma, scale, stats, offset=0.): store_attr()
     def encodes(self, b):
         x, pose, *y = b
-        hint = draw_hint(pose, self.map_size, self.size, self.sigma, self.scale)
+        moved = pose + self.offset*torch.tensor([1., 1., 0.], device=pose.device)      # x and y, not the confidence
+        hint = draw_hint(moved, self.map_size, self.size, self.sigma, self.scale)
         return TensorImage(x), Hint(TensorImage(hint.parts, joints=pose), hint.seen, hint.person), *y
     def decodes(self, b):
         x, hint, *y = b
         return People((denorm(x, self.stats), hint[0].joints, *y))
 
-# %% ../nbs/course/03_data.ipynb #cell0050
+# %% ../nbs/course/03_data.ipynb #cell0051
 _MOVING = (images.AffineCoordTfm, images.RandomResizedCropGPU, images.RandomErasing, images.Resize, images.CropPad,
            images.RandomCrop, images.RandomResizedCrop, images.RatioResize, images.FlipItem, images.DihedralItem)
 
@@ -381,6 +382,7 @@ def reid_dls(
     erase:float=.5,       # probability of an erased rectangle
     sigma:float=.75,      # width of a joint in the maps, in cells
     scale:float=10.,      # of the softmax that makes them attention
+    aligned:bool=False,   # draw joints half a cell further down and right, where a padded network shows them?
     stats:tuple=imagenet_stats, # (mean, std) of the channels
     item_tfms=(),         # transforms of each picture as it was opened, before it is resized
     batch_tfms=(),        # fastai's colours, and augmentations between mirror and shift, e.g. `augment.RotatePerson`
@@ -395,18 +397,25 @@ def reid_dls(
     stride, map_size = _cells(size, stride)
     H, W = size
     shift = round(pad*H/384), round(pad*W/128)
+    offset = aligned*(stride-1)/2
     if seed is None: seed = random.getrandbits(31)
     poses = row_joints(df, joints)
     dsets, vocab = _sets(df, poses, targets)
     ours = [FlipPerson(flip, seed), ShiftPerson(shift, seed+1), ErasePerson(erase, seed+2)]
-    batch = [ToFloat(), NormalizePerson(stats), *ours, DrawHint(map_size, size, sigma, scale, stats)]
+    batch = [ToFloat(), NormalizePerson(stats), *ours, DrawHint(map_size, size, sigma, scale, stats, offset)]
     common = dict(num_workers=num_workers, after_item=[*_allowed(item_tfms, 'item_tfms'), ResizePerson(size)],
                   after_batch=[*batch, *_allowed(batch_tfms, 'batch_tfms')])      # sorted by their `order`
     loaders = _loaders(dsets, bs, per_id, valid_bs, seed, **common)
     dls = ReIDDataLoaders(*loaders, path=path, device=default_device())
     return dls._with(df, poses, vocab=vocab, map_size=map_size, size=size, stats=stats)
 
-# %% ../nbs/course/03_data.ipynb #cell0062
+# %% ../nbs/course/03_data.ipynb #cell0063
+def _writes_settings(cb):
+    "Can the `WandbCallback` write a number? With fastcore 2 that of fastai 2.8.12 asks a number for its attributes"
+    try: sys.modules[type(cb).__module__]._format_config_value(0)
+    except TypeError: return False
+    return True
+
 class WatchRanking(Callback):
     "Let fastai's callbacks watch mAP where validation has no loss; refuse mixtures of people; notice a collapse"
     order = 39
@@ -423,6 +432,8 @@ class WatchRanking(Callback):
                 cb.trace_model = False
             need(name!='TensorBoardCallback' or not any(None in h.values() for h in self.opt.hypers),
                  "TensorBoardCallback cannot write the settings of torch's optimisers; give fastai's: opt_func=Adam")
+            need(name!='WandbCallback' or _writes_settings(cb), 'WandbCallback: this fastai fails at its settings; '
+                 'before training: import fastai.callback.wandb as w; w._format_config_value = str')
         odd = [m.name for m in self.learn.metrics if isinstance(m, AvgMetric)]
         need(not odd, f'metrics {odd}: compare classes, which people in validation have not; use reid_metrics')
     def after_pred(self):

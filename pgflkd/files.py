@@ -122,12 +122,14 @@ def fingerprint(
     *parts,    # anything that JSON or an array can hold
     code=(),   # modules whose source counts as well
 )->str:        # 16 hex digits
-    "A hash of `parts` and of the source of the modules `code`, whatever folder those lie in"
+    "A hash of `parts` and of the source of the modules `code`, and tables beside them, whatever folder those lie in"
     seen = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray): seen.update(f'{part.shape}{part.dtype}'.encode() + part.tobytes())
         else: seen.update(json.dumps(part, sort_keys=True, default=str).encode())
-    for module in code: seen.update(module.__name__.encode() + Path(module.__file__).read_bytes())
+    for module in code:
+        source, table = Path(module.__file__), Path(module.__file__).with_suffix('.json')
+        seen.update(module.__name__.encode() + source.read_bytes() + (table.read_bytes() if table.exists() else b''))
     return seen.hexdigest()[:16]
 
 # %% ../nbs/engine/02_files.ipynb #cell0026

@@ -7,29 +7,28 @@ __all__ = ['paste_obstacles', 'make_partial', 'HidePerson']
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0003
 import importlib
+from functools import cache, partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
 from fastai.vision.core import imagenet_stats
 from .augment import RandomPerson
-from .errors import InputError, need
+from .errors import need
 from .files import cache_folder, file_state, fingerprint, made_once, open_picture, with_bar
 from .keypoints import KeypointStore
 from .world import camera, capsules, people, scenery, wardrobe
+from .world.camera import hide_joints, obstacle_layer
+from .world.scenery import OBSTACLES
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0009
-def _camera_obstacles(
-    camid:int,              # the camera, from 0
-    size:tuple,             # (H,W) of its pictures
-    seed:int=0,             # the same seed gives every camera the same obstacles
-    cover:tuple=(.3,.6),    # share of the picture that each hides, from and to
-)->list:                    # two or three of (kind, (4,H+2m,W+2m) with colours times alpha, m = H//16)
-    "The obstacles before the camera `camid`, with their looks and usual places; `InputError` if none hides `cover`"
+def _camera_obstacles(camid, size, seed=0, cover=(.3,.6)):
+    """Two or three obstacles before the camera `camid` for pictures of `size`, each hiding a share of `cover`: (kind,
+    (4,H+2m,W+2m) with colours times alpha, m = H//16); the same `seed` gives every camera the same ones"""
     rng, own = np.random.default_rng([seed, camid]), []
     n = rng.integers(2,4)
     light = float(rng.uniform(.7,1.))
-    for kind in rng.permutation(scenery.OBSTACLES).tolist():
+    for kind in rng.permutation(OBSTACLES).tolist():
         layer = _large_enough(kind, size, cover, rng)
         if layer is not None: own.append((kind, _softened(layer, light)))
         if len(own)==n: return own
@@ -41,7 +40,7 @@ def _large_enough(kind, size, cover, rng):
     (H, W), (least, most) = size, cover
     m = H//16
     for _ in range(40):                                          # `obstacle_layer` promises a height, we need an area
-        layer = camera.obstacle_layer(kind, rng.uniform(.3,.9), size, rng)
+        layer = obstacle_layer(kind, rng.uniform(.3,.9), size, rng)
         if least+.02 <= (layer[3,m:m+H,m:m+W]>.5).float().mean() <= most-.02: return layer
 
 def _softened(layer, light):
@@ -57,13 +56,12 @@ def _opened(row):
     if not row['mask']: return im, np.zeros(im.shape[:2], np.uint8)
     return im, np.asarray(open_picture(row['mask']).convert('L'))
 
-def _write(folder, df, joints, change):
-    "Write a copy of each row that `change` knows into `folder`: images, masks, table.csv, keypoints.npz"
+def _write(folder, df, joints, rows, change):
+    "Write a copy of each of `rows`, as `change` makes it, into `folder`: images, masks, table.csv, keypoints.npz"
     for o in ('images','masks'): (folder/o).mkdir()
     table, poses, sizes = [], [], []
-    for i in with_bar(change.rows):
-        im, mask = _opened(df.iloc[i])
-        (im, mask, pose), facts = change(i, im, mask, joints[i])
+    for i in with_bar(rows):
+        (im, mask, pose), facts = change(i, *_opened(df.iloc[i]), joints[i])
         name = f'{Path(df.fn.iloc[i]).stem}_{i:06d}'
         Image.fromarray(im).save(folder/f'images/{name}.jpg', quality=92)
         Image.fromarray(mask).save(folder/f'masks/{name}.png')
@@ -74,13 +72,14 @@ def _write(folder, df, joints, change):
     table.to_csv(folder/'table.csv', index=False)
     KeypointStore(table.fn, np.stack(poses), np.array(sizes)).save(folder/'keypoints.npz')
 
-def _made(what, out, df, joints, change, *dials):
-    "(rows of copies, their joints): written into `out` whole or not at all, or found there"
-    code = [camera, capsules, people, scenery, wardrobe, importlib.import_module('pgflkd.occlude')]
-    rows = df.iloc[change.rows]
-    files = [file_state(path) for path in [*rows.fn, *filter(None, rows['mask'])]]
-    key = fingerprint(what, dials, change.rows, rows.camid.tolist(), files, joints, code=code)
-    out = made_once(out or cache_folder(f'{what}-{key}'), key, lambda tmp: _write(tmp, df, joints, change), what=what)
+def _made(what, out, df, joints, rows, change, *dials):
+    "(copies of `rows`, their joints): written into `out` whole or not at all, or found there"
+    code = [capsules, people, wardrobe, scenery, camera, importlib.import_module('pgflkd.occlude')]
+    some = df.iloc[rows]
+    files = [file_state(path) for path in [*some.fn, *filter(None, some['mask'])]]
+    key = fingerprint(what, dials, rows, some.camid.tolist(), files, joints, code=code)
+    def make(folder): _write(folder, df, joints, rows, change)
+    out = made_once(out or cache_folder(f'{what}-{key}'), key, make, what=what)
     table = pd.read_csv(out/'table.csv', keep_default_na=False)
     new = df.iloc[table.row].reset_index(drop=True).assign(**table.drop(columns='row'))
     for column in ('fn','mask'): new[column] = [str(out/o) for o in table[column]]
@@ -93,12 +92,9 @@ def _prepared(df, joints):
     df = df.reset_index(drop=True)
     for column,nothing in _WANTED.items(): df[column] = df[column].fillna(nothing) if column in df else nothing
     df['query_set'] = df.query_set.mask((df.role=='query') & (df.query_set==''), 'holistic')
-    n = len(df)
-    joints = np.zeros((n,17,3), np.float32) if joints is None else np.asarray(joints, np.float32)
-    need(joints.shape==(n,17,3), f'joints has shape {joints.shape} and the table {n} rows; '
-                                 f'give ({n},17,3), as KeypointStore.align does')
-    gone = [fn for fn in df.fn if not Path(fn).is_file()]
-    need(not gone, f'{"".join(gone[:1])}: no such file ({len(gone)} of {n} are missing); correct the column fn')
+    shape = len(df), 17, 3
+    joints = np.zeros(shape, np.float32) if joints is None else np.asarray(joints, np.float32)
+    need(joints.shape==shape, f'joints: {joints.shape} for a table of {len(df)} rows; give {shape}, see KeypointStore')
     return df, joints
 
 def _whole(df, role, what):
@@ -106,7 +102,7 @@ def _whole(df, role, what):
     whole = df.query_set.isin(['','holistic']) & ~df.occluded.astype(bool) & (df.role==role)
     has = df.role.value_counts().to_dict()
     need(whole.any(), f'no holistic picture of role {role!r} to be {what}; the table has {has}')
-    return np.flatnonzero(whole)
+    return np.flatnonzero(whole).tolist()
 
 def _added(df, joints, new, poses):
     "`df` followed by `new`, and their joints row by row"
@@ -114,40 +110,24 @@ def _added(df, joints, new, poses):
     return df.assign(joints=np.arange(len(df))), np.concatenate([joints, poses])
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0017
-class _Paste:
-    "Put before row i an obstacle of its camera"
-    def __init__(self, rows, camids, seed, cover):
-        self.rows, self.camids = rows, camids
-        self.seed, self.cover = seed, cover
-        self.size, self.layers = None, {}                        # of the first picture; camera -> its obstacles
-    def __call__(self, i, im, mask, pose):
-        "((picture, mask, pose) of row `i`, what hides it by how much)"
-        H, W = im.shape[:2]
-        kind, obstacle = self.pick(i, int(self.camids[i]), (H, W))
-        hid = obstacle[...,3]>.5
-        pose = pose.copy()
-        x, y = pose[:,0].clip(0,W-1).astype(int), pose[:,1].clip(0,H-1).astype(int)
-        pose[:,2] = np.where(hid[y,x], np.minimum(pose[:,2],.05), pose[:,2])
-        im = (im*(1-obstacle[...,3:]) + 255*obstacle[...,:3]).clip(0,255).astype(np.uint8)
-        facts = dict(obstacle=kind, covered=_covered(hid, mask))
-        return (im, np.where(hid, 255, mask).astype(np.uint8), pose), facts
-    def pick(self, i, camid, size):
-        "An obstacle of the camera, a little beside its usual place: kind, and (H,W,4) colours times alpha"
-        self.size = self.size or size
-        if camid not in self.layers: self.layers[camid] = _camera_obstacles(camid, self.size, self.seed, self.cover)
-        rng, own = np.random.default_rng([self.seed, i]), self.layers[camid]
-        kind, layer = own[rng.integers(len(own))]
-        H, W = self.size
-        m = H//16
-        y, x = m + rng.integers(-(m//3), m//3+1, 2)
-        layer = layer[:,y:y+H,x:x+W]
-        if size!=self.size: layer = F.interpolate(layer[None], size, mode='bilinear')[0]
-        return kind, layer.permute(1,2,0).numpy()
+def _usual(own, size, rng, wanted):
+    "One of a camera's `own` obstacles, a little beside its usual place: kind, and colours times alpha for `wanted`"
+    kind, layer = own[rng.integers(len(own))]
+    H, W = size
+    m = H//16
+    y, x = m + rng.integers(-(m//3), m//3+1, 2)
+    layer = layer[:,y:y+H,x:x+W]
+    if wanted!=size: layer = F.interpolate(layer[None], wanted, mode='bilinear')[0]
+    return kind, layer.permute(1,2,0).numpy()
 
-def _covered(hid, mask):
-    "Share of the body that is hidden, or of the picture where the body is not known"
+def _behind(layer, im, mask, pose):
+    "(picture, mask, pose) behind `layer` (H,W,4); the share of the body, or else of the picture, that it hides"
+    hid = layer[...,3]>.5
+    pose = hide_joints(torch.from_numpy(pose[None]), torch.from_numpy(hid[None]))[0].numpy()
+    im = (im*(1-layer[...,3:]) + 255*layer[...,:3]).clip(0,255).astype(np.uint8)
     body = (mask>0) & (mask<255)
-    return round(float(hid[body].mean() if body.any() else hid.mean()), 4)
+    covered = hid[body] if body.any() else hid
+    return (im, np.where(hid, 255, mask).astype(np.uint8), pose), round(float(covered.mean()), 4)
 
 def paste_obstacles(
     df:pd.DataFrame,              # the table
@@ -159,32 +139,33 @@ def paste_obstacles(
 )->tuple:                         # the table with the copies behind it, and joints (n,17,3) for its rows
     "Add a copy of each holistic picture of `role`, hidden by an obstacle of its camera; joints under it drop to .05"
     df, joints = _prepared(df, joints)
-    paste = _Paste(_whole(df, role, 'occluded').tolist(), df.camid, seed, cover)
-    new, poses = _made('occluded', out, df, joints, paste, seed, cover)
+    rows = _whole(df, role, 'occluded')
+    size = open_picture(df.fn[rows[0]]).size[::-1]
+    obstacles = cache(partial(_camera_obstacles, size=size, seed=seed, cover=cover))
+    def paste(i, im, mask, pose):
+        rng = np.random.default_rng([seed, i])
+        kind, layer = _usual(obstacles(int(df.camid[i])), size, rng, im.shape[:2])
+        made, covered = _behind(layer, im, mask, pose)
+        return made, dict(obstacle=kind, covered=covered)
+    new, poses = _made('occluded', out, df, joints, rows, paste, seed, cover)
     return _added(df, joints, new.assign(occluded=True, query_set='occluded' if role=='query' else ''), poses)
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0022
-_HALF, _THIRD = 2, 3      # a cut picture keeps its upper half or its upper third
-
-class _Cut:
-    "Keep of row i the upper 1/keep[i]"
-    def __init__(self, keep): self.keep, self.rows = keep, sorted(keep)
-    def __call__(self, i, im, mask, pose):
-        "((picture, mask, pose) of row `i`, nothing to note)"
-        h = round(im.shape[0]/self.keep[i])
-        pose = np.where((pose[:,1]<h)[:,None], pose, pose*[1,1,0]).astype(np.float32)
-        return (im[:h], mask[:h], pose), {}
-
 def _drawn(df, seed, role):
-    "Which rows of `df` are cut, and how far: row -> HALF or THIRD"
+    "Which rows of `df` are cut, and how far: row -> 2, the upper half stays, or 3, the upper third"
     rng, keep = np.random.default_rng(seed), {}
     if role: drawn = [rng.permutation(_whole(df, role, 'cut'))]
     else:
         shuffled = [rng.permutation(np.flatnonzero(df.role==r)) for r in df.role.unique()]
         drawn = [rows[:len(rows)//2] for rows in shuffled]
-    for rows in drawn:
-        for k,row in enumerate(rows): keep[int(row)] = _HALF if k < len(rows)/2 else _THIRD
+    for rows in drawn: keep |= {int(row): 2 if k < len(rows)/2 else 3 for k,row in enumerate(rows)}
     return keep
+
+def _cut(keep, i, im, mask, pose):
+    "((picture, mask, pose) of row `i`, cut as `keep` says, nothing to note)"
+    h = round(im.shape[0]/keep[i])
+    pose = np.where((pose[:,1]<h)[:,None], pose, pose*[1,1,0]).astype(np.float32)
+    return (im[:h], mask[:h], pose), {}
 
 def make_partial(
     df:pd.DataFrame,              # the table
@@ -195,13 +176,14 @@ def make_partial(
 )->tuple:                         # the table, and joints (n,17,3) for its rows
     "Cut half of the pictures of `df`: half of those to the upper half, half to the upper third (paper, section 4.1)"
     df, joints = _prepared(df, joints)
-    cut = _Cut(_drawn(df, seed, role))
-    need(cut.rows, 'no picture to be cut; the table needs two of a role')
-    new, poses = _made('partial', out, df, joints, cut, [cut.keep[i] for i in cut.rows])
+    keep = _drawn(df, seed, role)
+    rows = sorted(keep)
+    need(rows, 'no picture to be cut; the table needs two of a role')
+    new, poses = _made('partial', out, df, joints, rows, partial(_cut, keep), [keep[i] for i in rows])
     new['query_set'] = np.where(new.role=='query', 'partial', '')
     if role: return _added(df, joints, new, poses)
-    rest = np.setdiff1d(np.arange(len(df)), cut.rows)
-    back = np.argsort(np.concatenate([rest, cut.rows]))
+    rest = np.setdiff1d(np.arange(len(df)), rows)
+    back = np.argsort(np.concatenate([rest, rows]))
     table, joints = _added(df.iloc[rest], joints[rest], new, poses)
     return table.iloc[back].reset_index(drop=True).assign(joints=np.arange(len(df))), joints[back]
 
@@ -228,9 +210,8 @@ class HidePerson(RandomPerson):
         layers[:,3] *= (self.rand(n) < self.p)[:,None,None]
         return layers
     def obstacles(self, size):
-        rng, kinds = np.random.default_rng(self.seed), scenery.OBSTACLES
-        return torch.stack([camera.obstacle_layer(kinds[i%len(kinds)], rng.uniform(*self.cover), size, rng)
-                            for i in range(self.looks)])
+        rng, kinds = np.random.default_rng(self.seed), np.resize(OBSTACLES, self.looks).tolist()
+        return torch.stack([obstacle_layer(kind, rng.uniform(*self.cover), size, rng) for kind in kinds])
     def paint(self, x, layers):
         rgb, alpha = layers.split((3,1), 1)
         mean, std = (torch.tensor(o, device=x.device).view(3,1,1) for o in self.stats)

@@ -6,6 +6,7 @@
 __all__ = ['stress_curve', 'robustness']
 
 # %% ../nbs/engine/08_robustness.ipynb #cell0002
+from itertools import product
 import numpy as np
 import pandas as pd
 import torch
@@ -13,20 +14,14 @@ from .errors import need
 from .files import open_picture
 from .interpret import read_masks
 from .metrics import evaluate_features
-from .world.camera import obstacle_layer
+from .world.camera import hide_joints, obstacle_layer
 from .world.scenery import OBSTACLES
 
 # %% ../nbs/engine/08_robustness.ipynb #cell0008
-def _obstruct(
-    x:torch.Tensor,  # (n,3,H,W) uint8
-    kind:str,        # one of `OBSTACLES`
-    cover:float,     # share of a mean body to hide, in [0,1)
-    seeds,           # (n,) ints: the look and side of each obstacle
-)->tuple:            # pictures (n,3,H,W) uint8, and where the obstacle is, (n,H,W) bool
-    "Each picture of `x` with an obstacle of `kind` in front that hides about `cover` of the body; raises `InputError`"
+def _obstruct(x, kind, cover, seeds):
+    "The pictures `x` (n,3,H,W) uint8, each with an obstacle of `kind` that hides about `cover` of the body, and where"
     need(kind in OBSTACLES, f'no obstacle {kind!r}, take one of {", ".join(OBSTACLES)}')
-    need(0<=cover<1, f'a share of {cover} cannot be hidden, take 0 or more and less than 1')
-    if not cover: return x.clone(), torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool)
+    need(0<cover<1, f'a share of {cover} cannot be hidden, take more than 0 and less than 1')
     rgb, alpha = _layers(kind, cover, tuple(x.shape[-2:]), seeds).split((3,1), 1)
     mixed = x*(1-alpha) + 255*rgb*alpha
     return mixed.round().clamp(0,255).to(torch.uint8), alpha[:,0]>.5
@@ -39,22 +34,15 @@ def _layers(kind, cover, size, seeds):
     return layers[at][:,:,m:-m,m:-m]
 
 # %% ../nbs/engine/08_robustness.ipynb #cell0011
-def _hidden_part(
-    where:torch.Tensor, # (n,H,W) bool, what is in front
-    body:torch.Tensor,  # (n,H,W) bool, the silhouette
-)->torch.Tensor:        # (n,) in [0,1]; nan without a body
-    "Share of `body` that lies under `where`"
+def _hidden_part(where, body):
+    "Share of each `body` (n,H,W) that lies under `where` (n,H,W) -> (n,), nan without a body"
     return (where&body).sum((1,2))/body.sum((1,2))
 
 # %% ../nbs/engine/08_robustness.ipynb #cell0014
 _STRESS_PARTS = {'head': range(5), 'torso': (5,6,11,12), 'legs': range(13,17)}      # COCO joints
 
-def _part_region(
-    joints:torch.Tensor, # (n,17,3) x, y in pixels and a confidence
-    part:str,            # head, torso, legs, left or right
-    size:tuple,          # (H,W)
-)->torch.Tensor:         # (n,H,W) bool
-    "The rows of a picture that `part` takes, or the half left or right of the body's middle; raises `InputError`"
+def _part_region(joints, part, size):
+    "Where `part` of people with `joints` (n,17,3) is: its rows, or the half beside the body's middle -> (n,H,W) bool"
     H, W = size
     if part in ('left','right'):
         middle = joints[:,[5,6,11,12],0].mean(1)[:,None,None]
@@ -76,13 +64,8 @@ def _rows_of(y, part, height):
     if part=='legs': return (hip+first)/2, torch.full_like(last, height)           # the thighs to the ground
     return first-pad, last+pad
 
-def _hide_part(
-    x:torch.Tensor,      # (n,3,H,W) uint8
-    joints:torch.Tensor, # (n,17,3)
-    part:str,            # as in `_part_region`
-    seeds,               # (n,) ints: the wall of each
-)->tuple:                # pictures (n,3,H,W) uint8, and what is hidden, (n,H,W) bool
-    "Each picture of `x` with `part` painted over like a wall"
+def _hide_part(x, joints, part, seeds):
+    "The pictures `x` (n,3,H,W) uint8 with `part` painted over like a wall, and where"
     size = tuple(x.shape[-2:])
     where = _part_region(joints, part, size)
     wall = _layers('wall', .99, size, seeds)[:,:3]
@@ -93,65 +76,46 @@ def _hide_part(
 # %% ../nbs/engine/08_robustness.ipynb #cell0018
 def stress_curve(
     embed,               # function: pictures (n,3,H,W) uint8, joints (n,17,3) -> features (n,C), or a dict of them
-    df:pd.DataFrame,     # table of a rendered world: its gallery, and the queries of `query_set`
+    df:pd.DataFrame,     # table of a rendered world: its gallery, and its holistic queries
     joints,              # (len(df),17,3)
     kinds=('car','wall','tree','person'), # of obstacles
     covers=(.1,.2,.3,.45,.7), # shares of a mean body to hide
     parts=(*_STRESS_PARTS,'left','right'), # hidden one at a time
-    query_set:str='holistic', # queries with nothing in front
-    looks:int=12,        # how many obstacles of a kind there are; queries share them
-    seed:int=0,          # of their looks
 )->pd.DataFrame:         # what (none, obstacle, part), kind, cover asked for, hidden (measured), feature, mAP, rank1, n
     "How well `embed` finds the queries of `df` again while more and more of them is hidden; raises `InputError`"
-    asked = _Queries(embed, df, joints, query_set)
-    seeds = np.resize(np.random.default_rng(seed).integers(2**31, size=looks), len(asked.x))
-    nothing = torch.zeros_like(asked.body)
-    rows = asked.again(asked.x, nothing, what='none', kind='none', cover=0.)
-    for kind in kinds:
-        for cover in covers:
-            rows += asked.again(*_obstruct(asked.x, kind, cover, seeds), what='obstacle', kind=kind, cover=cover)
-    for part in parts:
-        rows += asked.again(*_hide_part(asked.x, asked.joints, part, seeds), what='part', kind=part, cover=1.)
+    need('mask' in df, 'the table has no column mask: only a rendered world knows what is hidden')
+    queries, x, joints_q = _shown(df, joints, df.query_set=='holistic', 'no holistic queries')
+    gallery, *shown = _shown(df, joints, df.role=='gallery', 'no gallery')
+    known, body = _by_name(embed(*shown)), read_masks(queries, 'body')
+    seeds = np.resize(np.random.default_rng(0).integers(2**31, size=12), len(x))      # queries share twelve looks
+    rows = []
+    for asked, pictures, where in _covered(x, joints_q, seeds, kinds, covers, parts):
+        asked['hidden'] = float(_hidden_part(where, body).nanmean())
+        found = _by_name(embed(pictures, hide_joints(joints_q, where)))
+        rows += [asked | _ranked(name, f, known[name], queries, gallery) for name,f in found.items()]
     return pd.DataFrame(rows)
 
-class _Queries:
-    "The queries of one set, to be asked `again` with something in front, and the features of their gallery"
-    def __init__(self, embed, df, joints, query_set):
-        q = np.flatnonzero((df.role=='query') & (df.query_set==query_set))
-        g = np.flatnonzero(df.role=='gallery')
-        found = f'{len(q)} queries of the set {query_set!r} and {len(g)} gallery pictures'
-        need(len(q) and len(g), f'the table has {found}')
-        need('mask' in df, 'the table has no column mask: only a rendered world knows what is hidden')
-        joints = torch.as_tensor(joints).float()
-        self.embed, self.joints = embed, joints[q]
-        self.gallery = _by_name(embed(_pictures(df.fn.iloc[g]), joints[g]))
-        self.x, self.body = _pictures(df.fn.iloc[q]), read_masks(df.iloc[q], 'body')
-        pid, camid = df.pid.to_numpy(), df.camid.to_numpy()
-        self.ids = pid[q], pid[g], camid[q], camid[g]
-    def again(self, pictures, where, **asked):
-        "A row for each feature of `pictures`, which hide the person `where`"
-        rows, hidden = [], float(_hidden_part(where, self.body).nanmean())
-        for name,f in _by_name(self.embed(pictures, _doubted(self.joints, where))).items():
-            r = evaluate_features(f, self.gallery[name], *self.ids)
-            found = dict(feature=name, mAP=float(r.mAP), rank1=float(r.cmc[0]), n=len(r.ap))
-            rows.append(asked | dict(hidden=hidden) | found)
-        return rows
+def _ranked(feature, q, g, queries, gallery):
+    "How well the features `q` find the same people among `g`"
+    r = evaluate_features(q, g, queries.pid.values, gallery.pid.values, queries.camid.values, gallery.camid.values)
+    return dict(feature=feature, mAP=float(r.mAP), rank1=float(r.cmc[0]), n=len(r.ap))
 
-def _pictures(fns):
-    "The files `fns` as (n,3,H,W) uint8"
-    return torch.stack([torch.from_numpy(np.array(open_picture(fn))).permute(2,0,1) for fn in fns])
+def _covered(x, joints, seeds, kinds, covers, parts):
+    "What `x` is covered with, the pictures so covered, and where: nothing, obstacles, parts"
+    yield dict(what='none', kind='none', cover=0.), x, torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool)
+    for kind, cover in product(kinds, covers):
+        yield dict(what='obstacle', kind=kind, cover=cover), *_obstruct(x, kind, cover, seeds)
+    for part in parts: yield dict(what='part', kind=part, cover=1.), *_hide_part(x, joints, part, seeds)
+
+def _shown(df, joints, rows, none):
+    "The `rows` of `df`, their pictures (n,3,H,W) uint8 and joints (n,17,3)"
+    need(rows.any(), f'the table has {none}')
+    pictures = [torch.from_numpy(np.array(open_picture(fn))).permute(2,0,1) for fn in df.fn[rows]]
+    return df[rows], torch.stack(pictures), torch.as_tensor(joints).float()[np.flatnonzero(rows)]
 
 def _by_name(f):
     "Features by name"
     return f if isinstance(f, dict) else dict(f_g=f)
-
-def _doubted(joints, where):
-    "`joints` (n,17,3) with little confidence in those that lie under `where` (n,H,W), as in our world"
-    H, W = where.shape[-2:]
-    x, y, confidence = joints.unbind(-1)
-    person = torch.arange(len(joints))[:,None]
-    under = where[person, y.long().clamp(0,H-1), x.long().clamp(0,W-1)]
-    return torch.stack([x, y, torch.where(under, confidence.clamp(max=.05), confidence)], -1)
 
 # %% ../nbs/engine/08_robustness.ipynb #cell0024
 def robustness(

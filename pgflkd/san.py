@@ -14,7 +14,7 @@ from torch import nn
 from .errors import need
 from .baseline import Average
 
-# %% ../nbs/course/12_san.ipynb #cell0010
+# %% ../nbs/course/12_san.ipynb #cell0012
 def stages(
     body:nn.Module, # from `reid_body`: a ResNet's or a MobileNetV2's
 )->list:            # four modules whose ends have 1/4, 1/8, 1/16 and 1/32 of the picture (before `finer_map`)
@@ -33,7 +33,7 @@ def _heard(body):
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../nbs/course/12_san.ipynb #cell0013
+# %% ../nbs/course/12_san.ipynb #cell0015
 def _squeeze(n_in, n_out):
     "A 1x1 convolution to `n_out` channels"
     return nn.Sequential(nn.Conv2d(n_in, n_out, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
@@ -85,7 +85,7 @@ class TextureDecoder(nn.Module):
             levels.append(x)
         return _resize(self.head(x), (self.size, self.size)), levels
 
-# %% ../nbs/course/12_san.ipynb #cell0017
+# %% ../nbs/course/12_san.ipynb #cell0019
 class Painter(nn.Module):
     "SAN's teacher: it paints the person's texture from the four maps of a body to which it listens, in training only"
     def __init__(self,
@@ -127,7 +127,7 @@ def paint(
         return ((painter.decoder(maps)[0].float()+1)/2).clamp(0,1)
     finally: model.train(training)
 
-# %% ../nbs/course/12_san.ipynb #cell0023
+# %% ../nbs/course/12_san.ipynb #cell0025
 def texture_loss(
     painted:torch.Tensor,          # (B,3,S,S)
     target:torch.Tensor,           # (B,3,S,S) in [-1,1]
@@ -139,7 +139,7 @@ def texture_loss(
     each = (painted-target).abs().mean((1,2,3))
     return (each*known).sum()/known.sum().clamp(min=1)
 
-# %% ../nbs/course/12_san.ipynb #cell0026
+# %% ../nbs/course/12_san.ipynb #cell0028
 def _map_distance(maps):
     "Mean squared difference between any two of `maps` (B,c,h,w), over all channels and cells: (B,B)"
     f = maps.as_subclass(torch.Tensor).float().flatten(1)
@@ -160,7 +160,7 @@ def paint_triplet(
     stranger = d.masked_fill(same, torch.inf).amin(1)
     return F.relu(friend-stranger+margin).mean()
 
-# %% ../nbs/course/12_san.ipynb #cell0030
+# %% ../nbs/course/12_san.ipynb #cell0032
 class Reconstruct:
     "The term L_Rec: `texture_loss` of what was painted and the batch's third target, nan where there is none"
     name = 'rec'
@@ -199,7 +199,7 @@ class ReleasedTriplets(PaintTriplets):
         places = [first+o for o in self.places[level]]
         return F.relu(d[places[0],places[1]] - d[places[2],places[3]] + self.margin).sum()
 
-# %% ../nbs/course/12_san.ipynb #cell0043
+# %% ../nbs/course/12_san.ipynb #cell0042
 class _PlainNeck(nn.Module):
     "No BatchNorm: a classifier with a bias on the feature as it is"
     def __init__(self, n_in, n_classes):

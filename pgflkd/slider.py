@@ -6,44 +6,27 @@
 __all__ = ['player']
 
 # %% ../nbs/engine/07_slider.ipynb #cell0002
-import base64, hashlib, html, io, re, tempfile
-from pathlib import Path
+import base64, html, io, json
 import matplotlib.pyplot as plt
-from matplotlib.animation import HTMLWriter
 from PIL import Image
 from .errors import need
 
 # %% ../nbs/engine/07_slider.ipynb #cell0007
-_SIGNS = {'minus':'2212', 'plus':'002B', 'play':'25B6', 'pause':'2016', 'step-backward':'2039', 'step-forward':'203A',
-          'fast-backward':'00AB', 'fast-forward':'00BB'}
-_RULES = ['.animation{max-width:100%}', '.animation img{max-width:100%;height:auto}',
-          'input[type=range].anim-slider{width:374px;max-width:95%}',
-          '.anim-state,.anim-buttons button[title$=speed]{display:none}',
-          '.animation .fa{font-style:normal;font-family:sans-serif}',
-          '.animation .fa-flip-horizontal{display:inline-block;transform:scaleX(-1)}']
-_RULES += [f'.animation .fa-{name}::before{{content:"\\{code}"}}' for name,code in _SIGNS.items()]
+_PAGE = """<div class="animation">
+<img alt="{alt}" src="{first}" style="max-width:100%;height:auto"><br>
+<input class="anim-slider" type="range" min="0" max="{last}" value="0" style="width:374px;max-width:95%"
+aria-label="{alt}" data-frames="{frames}"
+oninput="this.parentNode.querySelector('img').src=JSON.parse(this.dataset.frames)[this.value]">
+</div><noscript>This slider needs JavaScript.</noscript>"""
 
-def _film(draw, values, figsize, dpi):
-    "matplotlib's page for a film of `draw(fig, value)`, its frames as PNG"
-    fig = plt.figure(figsize=figsize, dpi=dpi, layout='constrained')
-    try:
-        with tempfile.TemporaryDirectory() as d, plt.rc_context({'animation.frame_format': 'png'}):
-            writer = HTMLWriter(fps=2, embed_frames=True, default_mode='once')
-            with writer.saving(fig, f'{d}/film.html', dpi=dpi):
-                for v in values:
-                    fig.clear()
-                    draw(fig, v)
-                    writer.grab_frame()
-            return Path(f'{d}/film.html').read_text()
-    finally: plt.close(fig)
-
-def _shrink(png, quality):
-    "A PNG in base64 as the address of a JPEG of `quality`, or of a PNG of 32 colours if that is None"
-    im = Image.open(io.BytesIO(base64.b64decode(png))).convert('RGB')
-    if quality is None: im = im.quantize(32, dither=Image.Dither.NONE)
-    kind, f = 'png' if quality is None else 'jpeg', io.BytesIO()
-    im.save(f, kind, optimize=True, **({} if quality is None else dict(quality=quality)))
-    return f'data:image/{kind};base64,' + base64.b64encode(f.getvalue()).decode()
+def _frame(fig, quality):
+    "The figure as the address of a JPEG of `quality`, or of a PNG of 32 colours if that is None"
+    shot, file = io.BytesIO(), io.BytesIO()
+    fig.savefig(shot, format='png', dpi=fig.dpi)
+    im, kind = Image.open(shot).convert('RGB'), 'jpeg'
+    if quality is None: im, kind = im.quantize(32, dither=Image.Dither.NONE), 'png'
+    im.save(file, kind, optimize=True, quality=quality)
+    return f'data:image/{kind};base64,' + base64.b64encode(file.getvalue()).decode()
 
 def player(
     draw,                  # function (fig, value): draws one position of the dial on an empty figure
@@ -53,15 +36,15 @@ def player(
     dpi:int=80,            # of a frame
     quality:int|None=None, # of a frame's JPEG, for pictures; None: a PNG of 32 colours, for lines
 ):                         # IPython's HTML, what a cell returns
-    "A slider over `values` without a kernel: `draw` makes a frame of each, the page plays them; raises `InputError`"
+    "A slider over `values` without a kernel: `draw` makes a frame of each, the page shows them; raises `InputError`"
     from IPython.display import HTML                                   # every notebook has it, not every server
     need(len(values)>1, f'{len(values)} values make no slider; give at least two')
-    page = _film(draw, values, figsize, dpi)
-    page = re.sub(r'data:image/png;base64,([^"]*)', lambda m: _shrink(re.sub(r'[\\\s]', '', m[1]), quality), page)
-    random = re.search('_anim_img([0-9a-f]{32})', page)[1]
-    page = page.replace(random, hashlib.sha256(page.replace(random, '').encode()).hexdigest()[:32])
-    page = re.sub(r'<link[^>]*>', lambda m: f'<style>{" ".join(_RULES)}</style>', page)
-    words = html.escape(alt)
-    page = page.replace('<img id=', f'<img alt="{words}" id=', 1)
-    page = page.replace('type="range"', f'type="range" aria-label="{words}"', 1)
-    return HTML(page + '<noscript>This slider needs JavaScript.</noscript>')
+    fig, frames = plt.figure(figsize=figsize, dpi=dpi, layout='constrained'), []
+    try:
+        for value in values:
+            fig.clear()
+            draw(fig, value)
+            frames.append(_frame(fig, quality))
+    finally: plt.close(fig)
+    page = dict(alt=html.escape(alt), first=frames[0], last=len(frames)-1, frames=html.escape(json.dumps(frames)))
+    return HTML(_PAGE.format(**page))

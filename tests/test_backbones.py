@@ -129,7 +129,7 @@ def test_student(tmp_path):
 
 def test_shipped():
     "The student is in the wheel: it is package data and no file keeps it out"
-    assert "package_data={lib: ['weights/*']}" in (root/'setup.py').read_text()
+    assert "package_data={lib: ['weights/*', 'world/*.json']}" in (root/'setup.py').read_text()
     assert 'recursive-include pgflkd/weights *' in (root/'MANIFEST.in').read_text()
     assert not any('weights' in line for line in (root/'.gitignore').read_text().splitlines())
 

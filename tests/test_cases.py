@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -31,7 +33,8 @@ from pgflkd.files import check_pictures, list_pictures, open_picture
 from pgflkd.keypoints import KeypointStore
 from pgflkd.occlude import paste_obstacles
 from pgflkd.pose import COCO_JOINTS
-from pgflkd.readers.folders import split_people
+from pgflkd.protocols import mean_queries
+from pgflkd.readers.folders import join_tables, split_people
 from pgflkd.readers.poses import read_keypoints
 
 @pytest.fixture(autouse=True)
@@ -312,6 +315,87 @@ def test_b30_train_and_val(tmp_path):
     assert '4 people are in train and in test' in text and len(df)==48
     assert df.groupby('role').pid.nunique().to_dict()==dict(train=2, query=2, gallery=2)
 
+LAYOUTS = {   # how crops lie: the pattern that reads them right
+    'cam{1}/{0:03d}/{2}.jpg': '{camera}/{person}/*',
+    'door{1}/{0:03d}/{2}.jpg': '{camera}/{person}/*',
+    '{0:03d}/c{1}/{2}.jpg': '{person}/{camera}/*',
+    'c{1}/{0:03d}_{2}.jpg': '{camera}/{person}_*',
+    'Cam-{1}/{0:03d}_{2}.jpg': '{camera}/{person}_*'}
+
+@pytest.mark.parametrize('halves', ['', 'train/'])
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_b30_folders_that_may_be_cameras(name, halves, tmp_path):
+    "Cameras are never taken for people: it is asked which folder is which, and each pattern that is offered reads"
+    right = '{role}/'*bool(halves)+LAYOUTS[name]
+    root = crops(tmp_path/'crops', halves+name, range(1, 7))
+    crops(root, halves.replace('train', 'val')+name, (7, 8))
+    with pytest.raises(InputError, match=re.escape(f"'{right}'")): from_folders(root)
+    report = ' '.join(str(doctor(root, format='folders')).split())
+    assert f"'{right}'" in report and 'Mend this' in report
+    df, _ = said(read_data, root, pattern=right)
+    assert (len(df), df.pid.nunique(), df.camid.nunique())==(48, 8, 2)
+    assert df.groupby('role').pid.nunique().to_dict()==dict(train=6, query=2, gallery=2)
+    assert all(f'{int(pid):03d}' in fn for fn,pid in zip(df.fn, df.pid))
+
+def test_b30_people_called_like_cameras(tmp_path):
+    "c1 to c8 may be people: the other pattern says so. A folder below a person's own pictures is theirs"
+    root = crops(tmp_path/'crops', 'c{0}/{1}_{2}.jpg')
+    with pytest.raises(InputError, match="'{person}/.'"): from_folders(root)
+    assert said(read_data, root, pattern='{person}/*')[0].pid.nunique()==8
+    root = crops(tmp_path/'more', '{0:03d}/{1}_{2}.jpg')
+    put(root/'001/later/1.jpg', 1, 9)
+    df, _ = said(from_folders, root)
+    assert df.pid.nunique()==8 and df.pid[df.fn.str.contains('later')].tolist()==[1]
+
+def posed(fns, height):
+    "A store in which everybody stands at `height`"
+    return KeypointStore([os.path.basename(o) for o in fns], np.tile([16.,height,1], (len(fns),17,1)), (64,32))
+
+def two_markets(root):
+    "Two sets with the same numbers of people, and their paths"
+    first, second = market(root/'A', cams=(1,2,3)), market(root/'B', name='{:04d}_c{}_f{:07d}.jpg')
+    return read_market(first), read_data(second, 'duke'), f'{first}, {second}'
+
+def test_several_training_sets(tmp_path):
+    "Person 2 of one set is not person 2 of the other; the test is that of the first"
+    a, b, both = two_markets(tmp_path)
+    df, _ = read_crops(both, 'market1501,duke', None)
+    test, new = df.role!='train', df.fn.isin(b.fn)
+    assert df[~new].reset_index(drop=True)[a.columns].equals(a) and not (test & new).any()
+    assert sorted(set(df.pid[new]))==[9,10,11,12] and sorted(set(df.camid[new]))==[3,4]
+    assert reid_dls(df, None, size=(64,32), bs=16, per_id=2, seed=0).n_classes==8
+    assert read_crops(both, 'market1501', None)[0].pid.tolist()==df.pid.tolist()          # one word for both
+
+def test_poses_of_several_sets(tmp_path):
+    "They stay with their pictures"
+    a, b, both = two_markets(tmp_path)
+    posed(a.fn, 10).save(tmp_path/'a.npz')
+    posed(b.fn, 50).save(tmp_path/'b.npz')
+    df, joints = read_crops(both, 'market1501,duke', f'{tmp_path}/a.npz,{tmp_path}/b.npz')
+    new = df.fn.isin(b.fn)
+    assert set(joints[new,0,1])=={50} and set(joints[~new,0,1])=={10}
+
+def test_sets_that_cannot_be_joined(tmp_path):
+    first = market(tmp_path/'A')
+    wrong = {f'{first},{first}': (None, 'is in two of the sets'), f'{first},{tmp_path}/C': (None, 'no such folder'),
+             f'{first},{tmp_path}': ('duke,duke,duke', '3 words for 2 folders')}
+    for folders, (format, why) in wrong.items():
+        with pytest.raises(InputError, match=why): read_crops(folders, format, None)
+    market(tmp_path/'with, comma')                                          # a folder's name is asked first
+    assert len(read_crops(str(tmp_path/'with, comma'), None, None)[0])==28
+
+def test_distractors_stay_when_sets_are_joined():
+    rows = dict(fn=['a','b','c'], pid=[3,0,-1], camid=[0,1,1], role=['train','gallery','gallery'])
+    both = join_tables(pd.DataFrame(rows), pd.DataFrame(rows).assign(fn=['d','e','f']))
+    assert both.pid.tolist()==[3,0,-1,6] and both.index.tolist()==[0,1,2,3] and both.camid.tolist()==[0,1,1,2]
+
+def test_multi_query_is_one_camera():
+    "The other pictures of the query's camera ask with it; those of another camera, the answers, do not"
+    g = np.eye(4)
+    f = mean_queries(np.array([[1.,0,0,0]]), g, [7], [7,7,7,8], [0], [0,0,1,0])
+    assert torch.allclose(f, torch.tensor([[2/3,1/3,0,0]]))
+    assert torch.equal(mean_queries(g[:1], g, [7], [8,8,8,8], [0], [0,0,1,0]), torch.tensor([[1.,0,0,0]]))
+
 def test_b31_as_windows_writes_them(tmp_path):
     rows = '\n'.join(f'sub\\{i//4+1}_{i%4}.jpg, {i//4+1}, {i%2}' for i in range(16))
     for sep, code in ((',', 'utf-8-sig'), (';', 'utf-8'), ('\t', 'utf-8')):
@@ -349,6 +433,18 @@ def test_split_people_is_repeatable_and_folds_are_whole():
     assert sorted(pid for o in folds for pid in set(o.pid[o.role=='query']))==list(range(1, 11))
     mixed = split_people(df.sample(frac=1, random_state=1), .3)
     assert mixed.sort_values('fn').role.tolist()==split_people(df, .3).role.tolist()
+
+# --- the eight kinds ------------------------------------------------------------------------------
+
+def test_each_kind_has_a_guard():
+    "Every function that CONTRIBUTING names for a kind of mistake exists, and no kind is without one"
+    page = (Path(__file__).parent.parent/'CONTRIBUTING.md').read_text(encoding='utf-8')
+    kinds = [line.split('|')[1:-1] for line in page.splitlines() if re.match(r'\| [a-h] \|', line)]
+    assert [kind[0].strip() for kind in kinds]==list('abcdefgh')
+    for *_, guards in kinds:
+        names = re.findall('`([^`]+)`', guards)
+        assert names
+        for name in names: assert pkgutil.resolve_name(f'pgflkd.{name}'), name
 
 # --- other systems --------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from fastai.basics import load_learner, noop
 from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, MixUp,
                                  ReduceLROnPlateau, SaveModelCallback)
+from fastai.callback.core import FetchPredsCallback
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.vision.all import Brightness, PILImage, Transform, aug_transforms
@@ -24,6 +25,8 @@ from pgflkd.baseline import Baseline, FeatureLoss, reid_body
 from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
 from pgflkd.errors import InputError
 from pgflkd.learner import QUICK, baseline_learner
+from pgflkd.protocols import benchmark_table
+from pgflkd.readers.folders import validation_cut
 from pgflkd.synthetic import render_world, world_joints
 
 @pytest.fixture(scope='module')
@@ -150,6 +153,25 @@ def test_default_monitors(df, tmp_path, capsys):
     for name, value in learn.model.state_dict().items():
         assert torch.equal(value, best[name]), name
 
+def test_best_epoch_of_a_cut(df, tmp_path):
+    "SaveModelCallback chooses the epoch among training people; the test people are asked once, at the end"
+    cut = validation_cut(df)
+    how = dict(size=(64, 32), bs=16, per_id=4, path=tmp_path)
+    dls = reid_dls(cut.drop(columns='joints'), world_joints(df)[cut.index], **how)
+    assert set(dls.test_df.fn)<=set(df.fn[df.role=='train']) and not set(dls.test_df.pid) & set(dls.train_df.pid)
+    learn = learner(df, dls)
+    learn.fit(1, 1e-3, cbs=SaveModelCallback())
+    assert (tmp_path/'models/model.pth').exists()
+    assert benchmark_table(learn, df).query_set.nunique()==df.query_set[df.role=='query'].nunique()
+
+def test_loggers_leave_the_ranking(df):
+    "TensorBoard and W&B look at predictions between validation and metrics: mAP is there all the same"
+    learn = learner(df)
+    for dl in (None, learn.dls.test_dl(learn.dls.test_df[:9], with_labels=True)):
+        look = FetchPredsCallback(dl=dl)
+        learn.fit(1, 1e-3, cbs=look)
+        assert 0<learn.recorder.values[-1][2]<=1 and len(look.preds[0])==(9 if dl else len(learn.dls.test_df))
+
 def test_other_callbacks(df, tmp_path):
     learn = learner(df, loaders(df, path=tmp_path), cbs=[CSVLogger(), GradientAccumulation(8)])
     learn.fit(1, 1e-3)
@@ -161,6 +183,9 @@ def test_mixtures(df, cb):
 
 def test_metrics(df):
     with pytest.raises(InputError, match="metrics .'accuracy'.: compare classes"): learner(df, metrics=accuracy).fit(1)
+
+def test_one_loss(df):
+    with pytest.raises(InputError, match='loss_func: the loss is a sum of terms'): learner(df, loss_func=F.mse_loss)
 
 def test_collapse(df, trained):
     "A network that gives everybody the same features is noticed at the first validation; a healthy one is not blamed"
@@ -308,3 +333,29 @@ def test_wandb_figure(monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', module)
     kind, fig = wandb_process(*people(), None, None, None)['Ranked']
     assert kind=='image' and len(fig.axes)>=6
+
+def test_wandb_settings(monkeypatch):
+    "fastai 2.8.12 asks each setting for its attributes, and a number has none: one line says what to do"
+    module = ModuleType('of_wandb')
+    module._format_config_value = vars
+    WandbCallback = type('WandbCallback', (), dict(__module__='of_wandb'))
+    monkeypatch.setitem(sys.modules, 'of_wandb', module)
+    watch = WatchRanking()
+    watch.learn = SimpleNamespace(cbs=[WandbCallback()], metrics=[], opt=SimpleNamespace(hypers=[]))
+    with pytest.raises(InputError, match='w._format_config_value = str'): watch.before_fit()
+    module._format_config_value = str
+    watch.before_fit()
+
+@pytest.mark.skipif(not find_spec('wandb'), reason='wandb is not installed')
+def test_wandb_offline(df, tmp_path, monkeypatch):
+    "Offline, with the line of the refusal: a run on the disk, and mAP is a number beside logged predictions"
+    monkeypatch.setenv('WANDB_SILENT', 'true')
+    monkeypatch.chdir(tmp_path)
+    import fastai.callback.wandb as of_fastai
+    import wandb
+    monkeypatch.setattr(of_fastai, '_format_config_value', str)
+    run, learn = wandb.init(mode='offline', dir=str(tmp_path)), learner(df)
+    learn.fit(1, 1e-3, cbs=of_fastai.WandbCallback())
+    assert 0<run.summary['mAP']<=1
+    wandb.finish()
+    assert list(tmp_path.glob('wandb/offline-run*'))

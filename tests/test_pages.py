@@ -10,12 +10,12 @@ root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'tools'))
 import outputs
 
-PATHS = {name: path for name, path in outputs.notebooks().items() if name.startswith('course/')}
-PAGES = {name: outputs.cells(path) for name, path in PATHS.items()}
+def folder(name):
+    "Name -> cells of the notebooks in the folder `name`"
+    return {k: outputs.cells(path) for k, path in outputs.notebooks().items() if k.startswith(f'{name}/')}
 
-# Pages that are still to be rewritten. Take a page out when it is done; put none in
-NOT_YET = {f'course/{o}' for o in '11_learner'.split()}
-DONE = sorted(set(PAGES) - NOT_YET)
+PAGES, GUIDES = folder('course'), folder('guides')
+NAMES = sorted(PAGES)
 
 # Results of recipes that were given up: for the laboratory diary alone
 GIVEN_UP = 'small valid recipe imagenet_raw imagenet_valid rounding'.split()
@@ -26,7 +26,7 @@ def source(cell): return ''.join(cell['source'])
 def prose(cells):
     "The words of a page: its Markdown without formulas, code and HTML"
     text = '\n'.join(source(c) for c in cells if c['cell_type']=='markdown')
-    no_words = (r'\$\$.*?\$\$', r'`[^`]*`', r'<[^>]+>', r'\]\([^)]*\)', r'\{[^}]*\}')
+    no_words = (r'\$\$.*?\$\$', r'`[^`]*`', r'</?[a-zA-Z][^>]*>', r'\]\([^)]*\)', r'\{[^}]*\}')
     for what in no_words: text = re.sub(what, ' ', text, flags=re.S)
     return text
 
@@ -65,7 +65,7 @@ def test_equations_can_fail():
     wrong = list(wrong_anchors({'a': [eq, hidden], 'b': [far, code]}))
     assert [o.split(':')[0] for o in wrong]==['each of 1 to 10 once, not [1, 1]', 'a', 'b'], wrong
 
-@pytest.mark.parametrize('name', DONE)
+@pytest.mark.parametrize('name', NAMES)
 def test_length(name):
     assert words(PAGES[name])<=2500
 
@@ -74,19 +74,22 @@ def bare(cells):
     examples = len(re.findall(r'\bfor example\b|\bfor instance\b|\be\.g\.', prose(cells), re.I))
     return words(cells), 500*examples + 500
 
-@pytest.mark.parametrize('name', DONE)
+@pytest.mark.parametrize('name', NAMES)
 def test_examples(name):
     "At least one example in 500 words"
     have, may = bare(PAGES[name])
     assert have<may, f'{have} words and {may//500-1} examples'
 
-@pytest.mark.parametrize('name', DONE)
+def onward(cells):
+    "Refuse a page that does not end with a way onward and its reason"
+    text = '\n'.join(source(c) for c in cells if c['cell_type']=='markdown')
+    after = re.findall(r'\*\*Next:?\*\*:? (.*)', text)
+    assert after and re.search(r'\]\([^)]+\)', after[-1]) and len(after[-1].split())>5, after
+
+@pytest.mark.parametrize('name', NAMES)
 def test_next(name):
     "The page ends with a way onward and its reason"
-    text = '\n'.join(source(c) for c in PAGES[name] if c['cell_type']=='markdown')
-    after = re.findall(r'\*\*Next:?\*\*:? (.*)', text)
-    if name=='course/19_your_turn': return
-    assert after and re.search(r'\]\([^)]+\)', after[-1]) and len(after[-1].split())>5, after
+    if name!='course/19_your_turn': onward(PAGES[name])
 
 def code_lines(cells, mark):
     "Exported lines of a page under `mark`, imports and blanks not counted"
@@ -99,28 +102,54 @@ def test_code_is_in_sight():
     seen, unseen = (sum(code_lines(cells, mark) for cells in PAGES.values()) for mark in ('exports', 'export'))
     assert seen>500 and seen/(seen+unseen)>=.9, (seen, unseen)
 
-@pytest.mark.parametrize('name', DONE)
+@pytest.mark.parametrize('name', NAMES)
 def test_no_superseded_results(name):
     "One number, one place: no page reads what was given up"
     code = '\n'.join(source(c) for c in PAGES[name] if c['cell_type']=='code')
     wrong = [o for o in SUPERSEDED if re.search(rf'{o}(?![\w])', code)]
     assert not wrong, wrong
 
-@pytest.mark.parametrize('name', DONE)
+@pytest.mark.parametrize('name', NAMES)
 def test_promise(name):
     "Title, promise, and what the reader can do afterwards"
     first = '\n'.join(source(c) for c in PAGES[name][:4])
     assert re.match(r'# .+\n+> .+', first)
     assert name=='course/19_your_turn' or re.search(r'After this page you can\n+(- .+\n?){3}', first)
 
-def test_not_yet_shrinks():
-    "Every page that is said to be unfinished exists and is so"
-    assert NOT_YET<=set(PAGES), NOT_YET-set(PAGES)
-    def done(cells):
-        have, may = bare(cells)
-        return have<min(may, 2501) and '**Next' in json.dumps(cells)
-    finished = [n for n in NOT_YET if done(PAGES[n])]
-    assert not finished, f'take out of NOT_YET: {finished}'
+@pytest.mark.parametrize('name', sorted(GUIDES))
+def test_guide(name):
+    "A guide is one task: a title, a promise, something to copy, at most 700 words with examples, and a way onward"
+    cells = GUIDES[name]
+    assert re.match(r'# .+\n+> .+', source(cells[0]))
+    have, may = bare(cells)
+    assert have<=700 and have<may, have
+    onward(cells)
+    assert any(shown(c) or '```' in source(c) for c in cells)
+
+def test_guides_are_found():
+    "Each command has a guide that calls or quotes it, besides the page of all commands"
+    text = json.dumps([cells for name, cells in GUIDES.items() if name!='guides/commands'])
+    commands = 'ablate doctor embed export pose search train transfer'.split()
+    missing = [o for o in commands if f'pgflkd_{o}' not in text]
+    assert len(GUIDES)>10 and not missing, missing
+
+def quoted(cells):
+    "(command, option) of each command line that a page quotes"
+    text = '\n'.join(source(c) for c in cells).replace('\\\n', ' ')
+    for line in re.findall(r'pgflkd_\w+ [^\n`]*', text):
+        for part in re.findall(r'pgflkd_(\w+)((?:(?!pgflkd_).)*)', line.split(' # ')[0]):
+            for option in re.findall(r'(?<!\S)--([\w-]+)', part[1]): yield part[0], option
+
+def test_quoted_options_exist():
+    "Every option that a guide, a course page or the front page gives to a command is one of that command"
+    import inspect
+    from importlib.metadata import entry_points
+    known = {e.name.removeprefix('pgflkd_'): inspect.signature(e.load()).parameters
+             for e in entry_points(group='console_scripts') if e.name.startswith('pgflkd_')}
+    pages = GUIDES | PAGES | {'index': outputs.cells(root/'nbs/index.ipynb')}
+    found = [(name, *o) for name, cells in pages.items() for o in quoted(cells)]
+    wrong = [o for o in found if o[2]!='help' and o[2].replace('-', '_') not in known.get(o[1], ())]
+    assert len(found)>50 and not wrong, wrong
 
 def test_silent_has_all_boxes():
     "The page of open choices has every box that a page carries"

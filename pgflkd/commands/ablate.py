@@ -17,6 +17,7 @@ import pandas as pd
 from .train import add_queries, make_recipe, named, one_of, read_crops, read_seeds, use_device
 from ..errors import command, guarded, InputError, need
 from ..files import fingerprint, locked, write_whole
+from ..readers.folders import validation_cut
 from ..records import PROTOCOL, add_rows, paired_interval, run_facts
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0006
@@ -70,7 +71,6 @@ def prior(dls):
     batches = itertools.islice(dls.train, 8)
     return Prior(sum(hint.person.mean(0).cpu() for _, hint, *_ in batches)/8)
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0007
 @dataclass(frozen=True)
 class Row:
     "What one row of a plan is composed of; nothing is the baseline"
@@ -81,14 +81,13 @@ class Row:
     warm:float=0.             # share of the training in which Eq. 4 and 5 fade in
     hide:float=0.             # share of the training pictures that get a random obstacle
     scale:float=10.           # of the softmax of Eq. 1
-    sigma:float=.75           # width of a joint, in cells of the map
+    aligned:bool=False        # joints drawn half a cell further, where the map shows them: see `reid_dls`
     wrong:str=''              # a placebo in the place of the pose, see `WrongPose`
     pair:bool=False           # each training picture a second time, behind an obstacle
     def __str__(self):
-        parts = [_word(o) for o in (*self.teachers, *self.terms)]
-        parts += [_word(o) for o in (self.taught, self.attend) if o]
-        changed = {f.name: getattr(self, f.name) for f in fields(self)[4:] if getattr(self, f.name)!=f.default}
-        return ' '.join(parts + [f'{name}={value}' for name,value in changed.items()])
+        parts = [_word(o) for o in (*self.teachers, *self.terms, self.taught, self.attend) if o]
+        dials = {f.name: getattr(self, f.name) for f in fields(self)[4:] if getattr(self, f.name)!=f.default}
+        return ' '.join(parts + [f'{name}={value}' for name,value in dials.items()])
 
 def _word(part):
     "How a table names the function `part`, for example Foreground(how='dot')"
@@ -96,7 +95,6 @@ def _word(part):
     options = ', '.join(f'{k}={v}' for k,v in part.keywords.items())
     return f'{_word(part.func)}({options})'
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0009
 NAMES = ['baseline', '+SAB', '+SAB w/ I', '+SAB w/ IM', '+FEB', 'PGFL-KD']   # Table 6, rows 1 to 6
 
 def _table6():
@@ -112,35 +110,36 @@ def _figure3(recipe):
     full = _table6()['PGFL-KD']
     rows = {'PGFL-KD': full}
     for weight in (0., .1, .25, .5, 1., 3.):
-        of_mcl = replace(full, terms=(_reid, _eq4, partial(_eq5, weight=weight)))
-        of_cl = replace(full, terms=(_reid, partial(_eq4, weight=weight), _eq5))
-        if weight!=recipe.lambda_mcl: rows[f'lambda_mcl {weight:g}'] = of_mcl
-        if weight!=recipe.lambda_cl: rows[f'lambda_cl {weight:g}'] = of_cl
+        eq4, eq5 = partial(_eq4, weight=weight), partial(_eq5, weight=weight)
+        if weight!=recipe.lambda_mcl: rows[f'lambda_mcl {weight:g}'] = replace(full, terms=(_reid, _eq4, eq5))
+        if weight!=recipe.lambda_cl: rows[f'lambda_cl {weight:g}'] = replace(full, terms=(_reid, eq4, _eq5))
     return rows
 
-def _readings():
-    "PGFL-KD as the paper may be read instead: name -> row"
+def _switches():
+    "PGFL-KD as the paper may be read instead, then otherwise than the paper has it: name -> row"
     from pgflkd.foreground import Foreground
-    from pgflkd.network import OwnStage
+    from pgflkd.network import Detach, OwnStage
     from pgflkd.semantics import Semantics
     full = _table6()['PGFL-KD']
     def teachers(foreground=Foreground, semantics=Semantics): return replace(full, teachers=(foreground, semantics))
-    def terms(*others): return replace(full, terms=others)
+    def terms(*others): return replace(full, terms=(_reid, *others))
     def own_layer4(body, size): return OwnStage(body.layer4)
+    def detach(body, size): return Detach()
     return {
-        'Eq. 1 scale 1': replace(full, scale=1.),
-        'Eq. 1 mean':    teachers(partial(Foreground, pool='mean'), partial(Semantics, pool='mean')),
-        'Eq. 2 dot':     teachers(partial(Foreground, how='dot')),
-        'Eq. 4 sum':     terms(_reid, partial(_eq4, reduction='sum'), _eq5),
-        'Eq. 5 raw':     terms(_reid, _eq4, partial(_eq5, normalize=False, temperature=1.)),
-        'soft margin':   terms(partial(_reid, margin=None), _eq4, _eq5),
-        'own layer4':    replace(full, taught=own_layer4),
+        'Eq. 1 scale 1':   replace(full, scale=1.),
+        'Eq. 1 mean':      teachers(partial(Foreground, pool='mean'), partial(Semantics, pool='mean')),
+        'Eq. 2 dot':       teachers(partial(Foreground, how='dot')),
+        'Eq. 4 sum':       terms(partial(_eq4, reduction='sum'), _eq5),
+        'Eq. 5 raw':       terms(_eq4, partial(_eq5, normalize=False, temperature=1.)),
+        'soft margin':     replace(full, terms=(partial(_reid, margin=None), _eq4, _eq5)),
+        'own layer4':      replace(full, taught=own_layer4),
+        'no distillation': terms(),
+        'Eq. 4 cosine':    terms(partial(_eq4, reduction='cosine'), _eq5),
+        'visible':         terms(_eq4, partial(_eq5, visible=True)),
+        'detach':          replace(full, taught=detach),
+        'warm':            replace(full, warm=.3),
+        'pose':            teachers(partial(Foreground, how='pose')),
     }
-
-def _placebos():
-    "PGFL-KD with the right pose, with another person's, and with the cells of its own at random: name -> row"
-    full = _table6()['PGFL-KD']
-    return {'PGFL-KD': full} | {f'PGFL-KD {how}': replace(full, wrong=how) for how in ('other', 'cells')}
 
 def _where():
     "Another pooling, obstacles, and what of their gain a pose is needed for: name -> row"
@@ -151,6 +150,7 @@ def _where():
         'where':              told,
         'where other':        replace(told, wrong='other'),
         'where cells':        replace(told, wrong='cells'),
+        'where aligned':      replace(told, aligned=True),
         'prior':              Row(attend=prior),
         'focus':              replace(base, terms=(_reid, _focus)),
         'hidden':             replace(base, hide=.5),
@@ -161,23 +161,6 @@ def _where():
         'pair where alike':   replace(second, terms=(*second.terms, _alike)),
     }
 
-def _beyond():
-    "PGFL-KD otherwise than the paper has it: name -> row"
-    from pgflkd.foreground import Foreground
-    from pgflkd.network import Detach
-    from pgflkd.semantics import Semantics
-    def detach(body, size): return Detach()
-    full = _table6()['PGFL-KD']
-    return {
-        'no distillation': replace(full, terms=(_reid,)),
-        'Eq. 4 cosine':    replace(full, terms=(_reid, partial(_eq4, reduction='cosine'), _eq5)),
-        'visible':         replace(full, terms=(_reid, _eq4, partial(_eq5, visible=True))),
-        'detach':          replace(full, taught=detach),
-        'warm':            replace(full, warm=.3),
-        'pose':            replace(full, teachers=(partial(Foreground, how='pose'), Semantics)),
-    }
-
-# %% ../../nbs/engine/32_ablate.ipynb #cell0010
 def plan_rows(
     name:str,    # baseline, pair, table6, table7, figure3, switches, placebo or where
     recipe,      # `Recipe` that trains the rows: Figure 3 leaves out the weights that it has anyway
@@ -187,15 +170,17 @@ def plan_rows(
     six = _table6()
     base, full = ({k: six[k]} for k in ('baseline', 'PGFL-KD'))
     swapped = {'L_CL': replace(six['PGFL-KD'], terms=(_reid, _eq4, _table7))}
+    placebos = {f'PGFL-KD {how}': replace(six['PGFL-KD'], wrong=how) for how in ('other', 'cells')}
+    placebos['PGFL-KD aligned'] = replace(six['PGFL-KD'], aligned=True)
     plans = dict(baseline=base, pair=base | full, table6=six, table7=swapped | full, figure3=_figure3(recipe),
-                 switches=base | full | _readings() | _beyond(), placebo=base | _placebos(), where=base | _where())
+                 switches=base | full | _switches(), placebo=base | full | placebos, where=base | _where())
     one_of('preset', name, plans)
     rows = plans[name]
     names = [o.strip() for o in only.split(',') if o.strip()] or list(rows)
     for o in names: need(o in rows, f'--rows: {o} is not in this plan; take {", ".join(rows)}')
     return {o: rows[o] for o in names}
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0013
+# %% ../../nbs/engine/32_ablate.ipynb #cell0009
 def _world(spec):
     "The `World` of `spec`, for example 'small:repeat=0,cover_to=.5'; raises `InputError`"
     from pgflkd.synthetic import PRESETS
@@ -211,24 +196,7 @@ def _world(spec):
             raise InputError(f'--data: {dial} turns no dial of World; write dial=number, dials are {names}') from None
     return replace(PRESETS[name], **turned)
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0016
-def _validation_cut(
-    df:pd.DataFrame,   # a table
-    share:float=.3,    # of the training people who are searched for instead
-    seed:int=0,        # which
-)->pd.DataFrame:       # rows of `df` whose role was train, with new roles and query sets
-    "A benchmark made of the training people of `df` alone: a `share` of them become queries and gallery"
-    df = df[df.role=='train'].copy()
-    pids = np.random.default_rng(seed).permutation(np.sort(df.pid.unique()))
-    test = df.pid.isin(pids[:max(2, round(share*len(pids)))])
-    occluded = df.occluded if 'occluded' in df else pd.Series(False, df.index)
-    df['query_set'] = np.where(test, np.where(occluded, 'occluded', 'holistic'), '')
-    first = test & ~df.duplicated(['pid', 'camid', 'query_set'])
-    df['role'] = np.where(first, 'query', np.where(test, 'gallery', 'train'))
-    df.loc[df.role!='query', 'query_set'] = ''
-    return df
-
-# %% ../../nbs/engine/32_ablate.ipynb #cell0018
+# %% ../../nbs/engine/32_ablate.ipynb #cell0012
 @dataclass(frozen=True)
 class _Source:
     "Where the data of a plan come from"
@@ -251,13 +219,13 @@ def _open_dataset(spec, seed, work, source=_Source()):
         joints, name = world_joints(df), f'synthetic_{spec} (world seed {seed})'
     if source.valid:
         joints = joints[(df.role=='train').to_numpy()]
-        df = _validation_cut(df).reset_index(drop=True)
+        df = validation_cut(df).reset_index(drop=True)
         df['joints'] = range(len(df))
         name += ', validation cut'
     if spec=='folder': df, joints = add_queries(df, joints, work/('queries_valid' if source.valid else 'queries'), 0)
     return df, joints, name
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0021
+# %% ../../nbs/engine/32_ablate.ipynb #cell0015
 def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     "The untrained learner of `row` under `recipe`; raises `InputError` for weights that do not fit"
     from fastai.torch_core import set_seed
@@ -268,7 +236,7 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     from pgflkd.occlude import HidePerson
     from pgflkd.precision import BF16, fast_bf16
     hide = partial(HidePerson, stats=imagenet_stats, seed=seed+3)
-    drawn = dict(scale=row.scale, sigma=row.sigma, batch_tfms=[hide(row.hide)] if row.hide else [])
+    drawn = dict(scale=row.scale, aligned=row.aligned, batch_tfms=[hide(row.hide)] if row.hide else [])
     dls = reid_dls(df, joints, **recipe.data, **drawn, seed=seed, num_workers=num_workers)
     cbs = [WarmDistillation(row.warm)]*bool(row.warm) + [BF16()]*fast_bf16(dls.device)
     if row.wrong: cbs.append(WrongPose(row.wrong))
@@ -294,8 +262,8 @@ def _train(learn, recipe, folder, name, seed, until=None):
     learn.remove_cbs(cbs)
     return None if clock.stopped else log.rows
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0029
-def _run_one(key, row, recipe, source, out, work, until, keep, stress):
+# %% ../../nbs/engine/32_ablate.ipynb #cell0023
+def _run_one(key, row, recipe, source, out, work, until, keep):
     "Train and measure the run `key`: rows of runs.csv, none if they stood there, None if it had to stop before its end"
     from pgflkd.deploy import export
     home = work/key['run']
@@ -308,7 +276,6 @@ def _run_one(key, row, recipe, source, out, work, until, keep, stress):
         if history is None: return None
         results = _measure(learn, key, out).assign(dataset=title)
         if keep: export(learn, work/f'{key["run"]}.safetensors')
-        if stress: _stress(learn, df, joints, key, out)
         if history: add_rows(out/'history.csv', pd.DataFrame(history).assign(**key), ['run', 'epoch'])
         add_rows(out/'runs.csv', results, ['run', 'feature', 'query_set'])   # last: what stands here is done
         (home/'run.pth').unlink(missing_ok=True)
@@ -337,59 +304,38 @@ def _save_ap(file, sets, df):
     people = {f'pid {q}': df.pid.to_numpy()[rows] for q,rows in query_sets(df).items()}
     with open(file, 'wb') as f: np.savez_compressed(f, **{q: o.ap.astype(np.float32) for q,o in sets.items()}, **people)
 
-def _stress(learn, df, joints, key, out):
-    "Draw the stress curve, where the body of every holistic query is known: in a rendered world, not in photographs"
-    from pgflkd.diagnose import embedder
-    from pgflkd.robustness import stress_curve
-    test = df.role.isin(['query', 'gallery'])
-    whole = df[test & (df.query_set=='holistic')] if {'query_set', 'mask'} <= set(df) else df[:0]
-    if not len(whole) or not whole['mask'].map(bool).all(): return
-    curve = stress_curve(embedder(learn), df[test].reset_index(drop=True), joints[test.to_numpy()])
-    add_rows(out/'stress.csv', curve.assign(**key), ['run', 'kind', 'cover', 'feature'])
-
 def _done(path):
-    "Names of the runs in the table `path`; raises `InputError` for one that an older version wrote"
-    if not path.exists(): return set()
-    df = pd.read_csv(path)
-    need('run' in df, f'{path}: an older version wrote it; give another folder with --out')
-    return set(df.run)
+    "Names of the runs in the table `path`"
+    return set(pd.read_csv(path).run) if path.exists() else set()
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0030
 def run_plan(
     rows:dict,              # name -> `Row`
     data:list,              # datasets, as in `_open_dataset`
     seeds:list,             # of world, weights and batches
     recipe,                 # `Recipe`, the same for all
-    out:Path,               # folder for runs.csv, diagnosis.csv, history.csv and stress.csv
+    out:Path,               # folder for runs.csv, diagnosis.csv and history.csv
     work:Path,              # folder for checkpoints and made pictures
     source:_Source=_Source(), # of the data
     minutes:float=0,        # stop in time; 0: no limit
     keep:bool=False,        # keep each run's pose-free network in `work`?
-    stress:bool=True,       # draw the stress curve of each?
 )->bool|None:               # True when everything is done
     "Train and measure `rows` on all `data` and `seeds`; skips what is in `out`, goes on with what lies in `work`"
     done = _done(out/'runs.csv')
     keys = [_key(rows, recipe, source, *o) for o in itertools.product(data, seeds, rows)]
     todo = [key for key in keys if key['run'] not in done]
-    start, until = time.monotonic(), time.monotonic()+60*minutes if minutes else None
-    for i,key in enumerate(todo, 1):
-        if until and time.monotonic() > until-30: return _say(f'no time left: {len(todo)-i+1} runs to go{_AGAIN}')
-        results = _run_one(key, rows[key['row']], recipe, source, out, work, until, keep, stress)
+    until = time.monotonic()+60*minutes if minutes else None
+    for i,key in enumerate(todo):
+        if until and time.monotonic() > until-30: return _say(f'no time left: {len(todo)-i} runs to go{_AGAIN}')
+        results = _run_one(key, rows[key['row']], recipe, source, out, work, until, keep)
         if results is None: return _say(f'{key["row"]}, seed {key["seed"]}: stopped in time{_AGAIN}')
         if not len(results): continue      # another process did it meanwhile
-        _say(_found(results) + _left(start, i, len(todo)))
+        _say(f'{key["data"]}, seed {key["seed"]}, {key["row"]}: {_found(results)}; {len(todo)-i-1} runs to go')
     return True
-
-def _left(start, i, n):
-    "How much there is to do after `i` of `n` runs, in words"
-    minutes = (time.monotonic()-start)/i*(n-i)/60
-    return f'; {n-i} runs to go, about {minutes:.0f} min'
 
 def _found(results):
     "The mAP of f_G in `results`, in words"
-    f_g = results[results.feature=='f_g'].set_index('query_set')
-    percent = ', '.join(f'{q} {100*v:.1f}' for q,v in f_g.mAP.items())
-    return f'{f_g.data.iloc[0]}, seed {f_g.seed.iloc[0]}, {f_g.row.iloc[0]}: mAP {percent}'
+    found = results[results.feature=='f_g'].set_index('query_set').mAP
+    return 'mAP ' + ', '.join(f'{q} {100*v:.1f}' for q,v in found.items())
 
 def _key(rows, recipe, source, spec, seed, name):
     "What names a run, and its hash"
@@ -399,7 +345,7 @@ def _key(rows, recipe, source, spec, seed, name):
 _AGAIN = '; give the same command again to go on'
 def _say(text): print(text, flush=True)
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0035
+# %% ../../nbs/engine/32_ablate.ipynb #cell0028
 _RECIPE = 'epochs lr bs per_id arch weights size stride schedule unit_triplet lambda_cl lambda_mcl'.split()
 
 def gain_table(
@@ -440,7 +386,7 @@ def _gain(found, base, q):
     if low>0 and min(each)>0: return line | dict(verdict='gain')
     return line | dict(verdict='loss' if high<0 and max(each)<0 else 'tie')
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0038
+# %% ../../nbs/engine/32_ablate.ipynb #cell0031
 @command
 def ablate_command(
     preset:str='table6',        # baseline, pair, table6, table7, figure3, switches, placebo or where
@@ -461,16 +407,14 @@ def ablate_command(
     per_id:int|None=None,       # Pictures of each person in a batch
     triplets:str|None=None,     # Between unit vectors (unit) or features as they come (raw)
     lambda_mcl:float|None=None, # Weight of Eq. 5
-    parts:str='unit',           # Eq. 5 between unit vectors (unit) or as printed (raw)
     rows:str='',                # Only these rows of the plan, with commas
     valid:bool=False,           # Test on held-out training people: the only data to choose settings by
-    minutes:float=0.,           # Stop cleanly within so many minutes; the same command goes on
     quick:bool=False,           # A rehearsal: one seed, one epoch, a cell of the map every 16 pixels
-    stress:bool=False,          # Draw the stress curve of each row as well
+    minutes:float=0.,           # Stop cleanly within so many minutes; the same command goes on
     keep:bool=False,            # Keep each run's pose-free network
     num_workers:int=0,          # Processes that read pictures beside the training
     device:str|None=None,       # cpu, cuda, cuda:1; left out: a GPU if there is one
-    out:str='runs/ablation',    # Folder for runs.csv, diagnosis.csv, history.csv, stress.csv
+    out:str='runs/ablation',    # Folder for runs.csv, diagnosis.csv, history.csv
     work:str='runs/work',       # Folder for checkpoints
 ):
     "Train the rows of a table of the paper over seeds and datasets, and measure all of their features"
@@ -481,13 +425,10 @@ def ablate_command(
         if quick: how = replace(how, epochs=min(how.epochs, 1), stride=16)
         use_device(device)
         plan = plan_rows(preset, how, rows)
-        one_of('parts', parts, ('unit', 'raw'))
-        if parts=='raw': plan = {k: _as_printed(row) for k,row in plan.items()}
         source = _Source(folder, format, keypoints, valid, num_workers)
         numbers = read_seeds(seeds)[:1 if quick else None]
-        run_plan(plan, data.split(), numbers, how, Path(out), Path(work), source, minutes, keep, stress)
-        runs = Path(out)/'runs.csv'
-        if not runs.exists(): return
+        run_plan(plan, data.split(), numbers, how, Path(out), Path(work), source, minutes, keep)
+        if not (Path(out)/'runs.csv').exists(): return
         print(f'\n{_words(gain_table(out))}\n\nmAP in percent; gain over the baseline [95 % over people]. {out}')
     guarded('pgflkd_ablate', job)
 
@@ -495,8 +436,3 @@ def _words(gains):
     "The table of `gains` for reading: a line a row, a column a query set"
     text = [f'{o.mAP:.1f}  {o.gain:+.1f} [{o.low:+.1f}, {o.high:+.1f}] {o.verdict}' for o in gains.itertuples()]
     return gains.assign(text=text).groupby(['row', 'query_set'], sort=False).text.first().unstack().to_string()
-
-def _as_printed(row):
-    "`row` with Eq. 5 between features as they come, wherever it is not about that"
-    printed = partial(_eq5, normalize=False, temperature=1.)
-    return replace(row, terms=tuple(printed if t is _eq5 else t for t in row.terms))

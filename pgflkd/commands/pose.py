@@ -10,13 +10,6 @@ from pathlib import Path
 from ..errors import command, guarded, need
 
 # %% ../../nbs/engine/37_pose.ipynb #cell0005
-def _estimator(name, weights):
-    "The estimator called `name`; torch is loaded only here"
-    from pgflkd.estimate import KeypointRCNN, ViTPose
-    kinds = dict(vitpose=ViTPose, rcnn=KeypointRCNN)
-    need(name in kinds, f'unknown estimator {name}: take one of {", ".join(kinds)}')
-    return kinds[name](*[weights] if weights else [])
-
 def _convert(folder, keypoints, out, order):
     "Write what is in `keypoints` about the pictures in `folder` to `out`"
     from pgflkd.readers.poses import read_keypoints
@@ -44,8 +37,10 @@ def pose_command(
         need(not (convert and idle), f'--convert: nothing is estimated, so {idle} is of no use; leave it out')
         if convert: return _convert(folder, convert, out, order)
         need(Path(folder).is_dir(), f'{folder}: no such folder; give one that holds pictures')
-        from pgflkd.estimate import estimate_poses
-        store, bad = estimate_poses(folder, _estimator(estimator or 'vitpose', weights), out, bs or 32)
+        from pgflkd.estimate import KeypointRCNN, ViTPose, estimate_poses
+        kinds, name = dict(vitpose=ViTPose, rcnn=KeypointRCNN), estimator or 'vitpose'
+        need(name in kinds, f'unknown estimator {name}: take one of {", ".join(kinds)}')
+        store, bad = estimate_poses(folder, kinds[name](*[weights] if weights else []), out, bs or 32)
         print(f'\n{out}: {store}')
         some = '\n  '.join(why for _,why in bad[:5])
         if bad: print(f'{len(bad)} pictures could not be read and are left out:\n  {some}')

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from ..errors import command, guarded, InputError, need
 from ..files import check_pictures, locked, write_whole
+from ..readers.folders import join_tables, validation_cut
 from ..records import PROTOCOL, paired_interval, run_facts
 
 # %% ../../nbs/engine/31_train.ipynb #cell0006
@@ -76,8 +77,8 @@ def named(recipe):
 
 # %% ../../nbs/engine/31_train.ipynb #cell0009
 _CROPS = dict(format=None, keypoints=None, pattern=None, camera=None, test=None, lists=None)   # say nothing of a world
-_DEFAULTS = dict(data=None, **_CROPS, preset='small', recipe='quick', models='baseline,pgflkd', hide=0., seed=0,
-                 num_workers=0, valid_bs=None, device=None)
+_DEFAULTS = dict(data=None, **_CROPS, preset='small', recipe='quick', models='baseline,pgflkd', hide=0., keep='last',
+                 seed=0, num_workers=0, valid_bs=None, device=None)
 _FREE = ('epochs', 'bs', 'valid_bs', 'num_workers', 'device')
 
 def _open_run(out, resume):
@@ -130,19 +131,36 @@ def _read_source(s):
     df, joints = read_crops(s.data, **crops)
     need((df.role=='train').any(), f'{s.data}: there is nobody to train on; test on it with pgflkd_transfer')
     check_pictures(df.fn)
-    return df, joints, Path(s.data).resolve().name + f' ({s.format} layout)'*bool(s.format)
+    name = '+'.join(Path(o).resolve().name for o in _folders(s.data))
+    return df, joints, name + f' ({s.format} layout)'*bool(s.format)
+
+def _folders(data):
+    "The folders, or files of tables, that `data` names: one, or several with commas between"
+    return [data] if Path(data).exists() else [o.strip() for o in str(data).split(',')]
+
+def _for_each(option, text, n):
+    "The words of `text`, one for each of `n` folders, or one for all of them; raises `InputError`"
+    words = [o.strip() for o in text.split(',')] if text else [None]
+    need(len(words) in (1, n), f'--{option}: {text} has {len(words)} words for {n} folders; give one for each')
+    return words*(n//len(words))
 
 def read_crops(
-    folder:str,         # of crops, or the file of a table
-    format:str|None,    # its layout, see `read_data`
-    keypoints:str|None, # keypoint store (.npz); None: no poses
+    folder:str,         # of crops, or the file of a table; several with commas between, see `join_tables`
+    format:str|None,    # its layout, see `read_data`; for several one for all, or one for each
+    keypoints:str|None, # keypoint store (.npz), likewise; None: no poses
     **options,          # pattern, camera, test and lists of `read_data`
 )->tuple:               # table, joints (n,17,3) or None
     "The table of `folder` and its poses; raises `InputError` for what cannot be read, or too few poses"
     from pgflkd.datasets import read_data
     from pgflkd.keypoints import KeypointStore
-    df = read_data(folder, format, **options)
-    return df, KeypointStore.load(keypoints).align(df) if keypoints else None
+    folders = _folders(folder)
+    tables, n = [], len(folders)
+    for path, layout in zip(folders, _for_each('format', format, n)): tables.append(read_data(path, layout, **options))
+    poses = zip(_for_each('keypoints', keypoints, n), tables)
+    joints = np.concatenate([KeypointStore.load(path).align(o) for path,o in poses]) if keypoints else None
+    if n==1: return tables[0], joints
+    df = join_tables(*tables)
+    return df.reset_index(drop=True), joints[df.index] if keypoints else None
 
 def add_queries(df, joints, out, seed):
     "Add occluded and partial copies, under `out`, of the holistic queries of `df`; nothing where all are occluded"
@@ -227,28 +245,54 @@ def _rank_start(dls, s, clock):
     found = RetrievalInterpretation.from_learner(learn)
     clock.say(f'{name}: {_told(found.ranking)}')
 
-def _train_one(name, dls, s, clock):
-    "Train `name` in `s.out`, going on where it stopped: its learner, rankings, log and seconds"
-    from fastai.torch_core import set_seed
+def _epoch(dls, s):
+    "The batches of an epoch, those that are only ranked counted as a third"
+    return len(s.cut.train) + len(s.cut.valid)/3 if s.cut else len(dls.train)
+
+def _best_writer(log, file):
+    "A callback that writes the weights into `file` if the cut was ranked better than in any epoch that `log` knows"
+    import torch
+    from fastai.callback.core import Callback
+    def after_epoch(cb):
+        best = max((row['mAP'] for row in log.rows), default=-1)
+        better = log.trained and cb.rank_gallery.ranking.mAP>best
+        if better: write_whole(file, partial(torch.save, cb.model.state_dict()))
+    cb = Callback(after_epoch=after_epoch)
+    cb.order = log.order-1
+    return cb
+
+def _fit(learn, name, dls, s, clock):
+    "Train `learn` in `s.out`, going on where it stopped: its log, and the epoch whose weights it has"
+    import torch
     from pgflkd.checkpoint import NoValidation, RunLog
+    best, log = s.out/f'{name}.best.pth', RunLog(s.out/f'{name}.pth', name, s.seed)
+    cbs = [log, _best_writer(log, best) if s.cut else NoValidation()]
+    learn.add_cbs(cbs)
+    if log.resume(): clock.say(f'{name}: {log.first} of {s.how.epochs} epochs were done before')
+    clock.total -= log.first*_epoch(dls, s)
+    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(start_epoch=log.first)
+    learn.remove_cbs(cbs)
+    history = pd.DataFrame(log.rows)
+    if not s.cut: return history, history.epoch.max()
+    learn.model.load_state_dict(torch.load(best, map_location=dls.device, weights_only=True))
+    return history, history.mAP.idxmax()
+
+def _train_one(name, dls, s, clock):
+    "Train `name`, write it into `s.out` and rank it: its learner, rankings, log, seconds and kept epoch"
+    from fastai.torch_core import set_seed
     from pgflkd.deploy import export
     from pgflkd.interpret import RetrievalInterpretation
     start = time.time()
     set_seed(s.seed)
-    learn = MODELS[name](dls, s.how).to_fast()
+    learn = MODELS[name](s.cut or dls, s.how).to_fast()
     clock.watch(learn, name)
-    cbs = [RunLog(s.out/f'{name}.pth', name, s.seed), NoValidation()]
-    learn.add_cbs(cbs)
-    log = cbs[0]
-    if log.resume(): clock.say(f'{name}: {log.first} of {s.how.epochs} epochs were done before')
-    clock.total -= log.first*len(dls.train)
-    with learn.no_bar(), learn.no_logging(): learn.fit_recipe(start_epoch=log.first)
+    history, epoch = _fit(learn, name, dls, s, clock)
+    learn.dls = dls
     export(learn, s.out/f'{name}.safetensors')
-    learn.remove_cbs(cbs)
     found = RetrievalInterpretation.from_learner(learn)
     clock.say(f'{name}: {_told(found.ranking)}')
     seconds = round(time.time()-start)
-    return SimpleNamespace(learn=learn, found=found, seconds=seconds, log=pd.DataFrame(log.rows))
+    return SimpleNamespace(learn=learn, found=found, seconds=seconds, log=history, epoch=epoch)
 
 # %% ../../nbs/engine/31_train.ipynb #cell0020
 def _response_picture(learns, path, query_set, n=6):
@@ -269,21 +313,23 @@ def _response_picture(learns, path, query_set, n=6):
     return {m: share.nanmean().item() for m,share in shares.items()}
 
 def _shares(learns, df, x):
-    "The share of each response to `x` on the obstacle, none where that is not known; and what a picture of it means"
+    "The share of each response to `x` on the obstacle, with its area as 'picture', none where that is not known; a key"
     from pgflkd.interpret import feature_response, read_masks, response_share
-    key = 'dark: the last map is small there; bright: it is large'
+    key = 'dark: the network\'s last map is small there; bright: it is large (each picture from 0 to 1 by itself)'
     if 'mask' not in df or not df['mask'].fillna('').map(bool).all(): return {}, key
     mask = read_masks(df, 'obstacle', x.shape[-2:])
-    key += f'\nnumber: share of it on the obstacle (which covers {mask.float().mean():.0%} of a picture)'
-    return {m: response_share(feature_response(learn.model, x), mask) for m,learn in learns.items()}, key
+    key += '\nnumber: share of the picture that is obstacle; share of the response on it, less is better'
+    shares = {m: response_share(feature_response(learn.model, x), mask) for m,learn in learns.items()}
+    return shares | dict(picture=mask.float().mean((1,2))), key
 
 # %% ../../nbs/engine/31_train.ipynb #cell0022
 def _train_run(s):
     "Train and compare the models of `s` in `s.out`: the rows of results.csv; raises `InputError`, having made nothing"
     for o in s.models: one_of('models', o, MODELS)
+    one_of('keep', s.keep, ('last', 'best'))
     need(s.how.epochs>0, f'--epochs: {s.how.epochs} trains nothing; give 1 or more')
     df, joints, name = _read_source(s)
-    dls = _make_dls(df, joints, s)
+    dls, s.cut = _make_dls(df, joints, s), _cut_dls(df, joints, s)
     MODELS[s.models[-1]](dls, s.how)               # arch and weights fit, or it is said now
     with locked(s.out, wait=False):
         _open_run(s.out, s.resume)                 # nobody was faster
@@ -293,6 +339,12 @@ def _train_run(s):
         if s.data: dls = _make_dls(*add_queries(df, joints, s.out, s.seed), s)
         return _train_and_compare(s, dls, name)
 
+def _cut_dls(df, joints, s):
+    "The loaders of a validation cut of `df`, if the best epoch is to be kept"
+    if s.keep=='last': return None
+    cut = validation_cut(df, .2, s.seed).drop(columns='joints', errors='ignore')
+    return _make_dls(cut.reset_index(drop=True), joints if joints is None else joints[cut.index], s)
+
 def _train_and_compare(s, dls, name):
     "Train each model on `dls`, write history.csv and results.csv"
     import pgflkd.precision  # gives Learner its to_fast  # noqa: F401
@@ -300,7 +352,7 @@ def _train_and_compare(s, dls, name):
         if s.how.weights: _rank_start(dls, s, clock)
         runs = {m: _train_one(m, dls, s, clock) for m in s.models}
     history = pd.concat([run.log for run in runs.values()])
-    results = _compare(runs, s).assign(dataset=name, **_facts(s, dls.device))
+    results = _compare(runs, s).assign(dataset=name, **_facts(s, dls))
     for file,table in dict(history=history, results=results).items():    # the second says that the run is finished
         table = table.dropna(axis=1, how='all')
         write_whole(s.out/f'{file}.csv', partial(table.to_csv, index=False))
@@ -310,9 +362,14 @@ def _announce(s, dls, name):
     "Say what there is and what is done with it; how many batches that takes, a ranked one counted as a third"
     people = f'{dls.n_classes} people and {len(dls.train_df)} pictures to learn from, {len(dls.test_df)} to test on'
     print(f'{name}: {people}; {dls.device}')
-    work = f'{s.how.epochs} epochs of {len(dls.train)} batches of {s.how.bs}'
+    work = f'{s.how.epochs} epochs of {len((s.cut or dls).train)} batches of {s.how.bs}'
+    if s.cut: work += f', the best of them by {_held(s, dls)}'
     print(f'each model: {s.how.arch}, begun with weights {named(s.how)["weights"]}, {work}', flush=True)
-    return len(s.models)*s.how.epochs*len(dls.train) + (1+len(s.models))*len(dls.valid)/3
+    return len(s.models)*s.how.epochs*_epoch(dls, s) + (1+len(s.models))*len(dls.valid)/3
+
+def _held(s, dls):
+    "How many training people were held out to choose the epoch; None: nobody"
+    return s.cut and f'{s.cut.test_df.pid.nunique()} of the {dls.n_classes} training people'
 
 def _compare(runs, s):
     "Draw both pictures; one row for each query set and model"
@@ -329,7 +386,7 @@ def _compare(runs, s):
             row = dict(model=m, feature='f_g', query_set=q, **run.found.ranking[q].row())
             if run.found is not first: row |= _lead(run.found, first, q)
             if q==hard: row |= dict(obstacle_share=share.get(m))
-            rows.append(row | dict(train_seconds=run.seconds, precision=precision_of(run.learn)))
+            rows.append(row | dict(train_seconds=run.seconds, kept_epoch=run.epoch, precision=precision_of(run.learn)))
     return pd.DataFrame(rows)
 
 def _hardest(sets):
@@ -346,11 +403,12 @@ def _lead(found, first, query_set):
         lead |= zip((f'{name}_lead', f'{name}_low', f'{name}_high'), ends)
     return lead
 
-def _facts(s, device):
+def _facts(s, dls):
     "What stands beside every number of the run"
     batch = f'{s.how.bs//s.how.per_id}x{s.how.per_id}'
-    more = dict(seed=s.seed, recipe=s.recipe, batch=batch, hide=s.hide, num_workers=s.num_workers)
-    return more | named(s.how) | dict(protocol=PROTOCOL) | run_facts(device)
+    more = dict(seed=s.seed, recipe=s.recipe, batch=batch, hide=s.hide, num_workers=s.num_workers, cut=_held(s, dls))
+    protocol = PROTOCOL.replace('last epoch', 'best epoch by a cut of the training people') if s.cut else PROTOCOL
+    return more | named(s.how) | dict(protocol=protocol) | run_facts(dls.device)
 
 # %% ../../nbs/engine/31_train.ipynb #cell0024
 def _spoken(lead, low, high):
@@ -396,9 +454,9 @@ def use_device(name):
 
 @command
 def train_command(
-    data:str|None=None,        # Folder of crops; left out: the synthetic world
+    data:str|None=None,        # Folder of crops, or several, A,B: the first is the test; left out: the synthetic world
     format:str|None=None,      # market1501 (default), duke, occluded_duke, p_duke, msmt17, cuhk03, names, folders, csv
-    keypoints:str|None=None,   # Keypoint file (.npz) for the folder
+    keypoints:str|None=None,   # Keypoint file (.npz) for the folder; for several folders one each
     pattern:str|None=None,     # How names say who it is, for example '{camera}_{person}_*'
     camera:str|None=None,      # How file names say the camera, for format folders and csv: '*_c{camera}s*'
     test:str|None=None,        # Own crops without roles: share of the people held out (.3), or a fold (2/5)
@@ -418,6 +476,7 @@ def train_command(
     lambda_mcl:float|None=None, # Weight of Eq. 5
     models:str|None=None,      # What to train: baseline, pgflkd, focus; left out: baseline,pgflkd
     hide:float|None=None,      # Share of the training pictures that get a random obstacle (0)
+    keep:str|None=None,        # The last epoch (default), or the best by a fifth of the training people, held out
     seed:int|None=None,        # Seed of world, training and pasted obstacles (0)
     num_workers:int|None=None, # Processes that read pictures beside the training (0)
     valid_bs:int|None=None,    # Pictures in a batch when they are ranked

@@ -54,15 +54,11 @@ def _body(o, order):
     joints = to_coco(np.array(numbers, float).reshape(-1,3), order)
     return joints, float(o.get('score', np.nan_to_num(joints[:,2]).mean()))
 
-def _bodies(o, order):
-    "Everybody in the dictionary `o` of one picture"
-    return [_body(p, order) for p in (o['people'] if 'people' in o else o['bodies'])]
-
 def _people(doc, name, order):
     "(format, name of a picture -> its people) of parsed JSON, a file that is named after the picture `name`"
     if isinstance(doc, dict):
-        if 'people' in doc or 'bodies' in doc: return 'openpose', {name: _bodies(doc, order)}
-        return 'alphapose', {k: _bodies(o, order) for k,o in doc.items()}
+        kind, doc = ('openpose', {name: doc}) if 'people' in doc or 'bodies' in doc else ('alphapose', doc)
+        return kind, {k: [_body(p, order) for p in o['people' if 'people' in o else 'bodies']] for k,o in doc.items()}
     found = {}
     for o in doc: found.setdefault(str(o['image_id']), []).append(_body(o, order))
     return 'results', found
@@ -112,15 +108,11 @@ def picture_sizes(
     sizes = {}
     for path in list_pictures(folder):
         try:
-            with Image.open(path) as im: sizes[Path(path).relative_to(folder).as_posix()] = _upright_size(im)
-        except Exception: pass       # no picture, whatever Pillow calls it
+            with Image.open(path) as im: size, turned = im.size, im.getexif().get(0x0112, 1) > 4   # stored on its side
+        except Exception: continue       # no picture, whatever Pillow calls it
+        sizes[Path(path).relative_to(folder).as_posix()] = size if turned else size[::-1]
     need(sizes, f'{folder}: no pictures; give the folder of the pictures that the keypoints belong to')
     return sizes
-
-def _upright_size(im):
-    "(H,W) of `im` as `open_picture` returns it"
-    turned = im.getexif().get(0x0112, 1) > 4       # EXIF: stored on its side
-    return im.size if turned else im.size[::-1]
 
 def _plain(names):
     "`names`, those with a drive or a root shortened to the part in which they differ"

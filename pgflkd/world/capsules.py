@@ -7,8 +7,11 @@ __all__ = ['Seen', 'Cell', 'draw_capsule', 'sample_texture', 'light_on', 'soften
 
 # %% ../../nbs/world/01_capsules.ipynb #cell0002
 from collections import namedtuple
+from pathlib import Path
+import json
 import torch
 from torch.nn import functional as F
+import pgflkd
 
 # %% ../../nbs/world/01_capsules.ipynb #cell0009
 def _beside(a, b, x, y):
@@ -60,6 +63,10 @@ def draw_capsule(
     return Seen(o.abs() < 1, depth, t, into, normal)
 
 # %% ../../nbs/world/01_capsules.ipynb #cell0016
+def _table(name):
+    "The numbers with which the module `name` draws, from the file beside it"
+    return json.loads((Path(pgflkd.__file__).parent/f'world/{name}.json').read_text(encoding='utf-8'))
+
 Cell = namedtuple('Cell', 'top left height width')     # a rectangle of the atlas, in texels: numbers, or tensors (n,)
 
 def sample_texture(texture, which, cell, row, col):

@@ -11,32 +11,16 @@ from collections import namedtuple
 from types import SimpleNamespace
 import torch
 from torch.nn import functional as F
-from ..errors import need
 from ..pose import COCO_JOINTS, PARTS
-from .capsules import Cell, draw_capsule, light_on, occlusion, sample_texture, soften
+from .capsules import Cell, _table, draw_capsule, light_on, occlusion, sample_texture, soften
 
 # %% ../../nbs/world/02_people.ipynb #cell0009
 _SIDES = dict(left=1., right=-1.)
-_STILL = dict(                       # points that only lean with the body: to the left, up, forward, in body heights
-    nose=(0,.917,.056), bridge=(0,.932,.049), crown=(0,.950,.001), jaw=(0,.904,.011), throat=(0,.880,-.010),
-    neck=(0,.822,-.008), chest=(0,.762,0), waist=(0,.640,.004), pelvis=(0,.522,-.002),
-    hair_top=(0,.954,-.009), hair_low=(0,.916,-.023), nape=(0,.930,-.030), hair_end=(0,.828,-.050),
-    tail_top=(0,.945,-.062), tail_end=(0,.862,-.078), hat_top=(0,.984,-.004), hat_low=(0,.960,-.002))
-for _k,_s in _SIDES.items():
-    _STILL |= {f'{_k}_eye': (_s*.018,.938,.047), f'{_k}_ear': (_s*.047,.930,-.004),
-               f'{_k}_lobe': (_s*.046,.916,0), f'{_k}_visor': (_s*.023,.950,.070)}
-
+_TABLE = _table('people')
+_STILL = _TABLE['points']              # name -> to the left, up, forward, in body heights
 # from the point `start`, `length` heights away at an `angle` of `_swing`, `turn`ed, and led outwards, is `end`
 _Bone = namedtuple('_Bone', 'start end length angle turn out', defaults=(0., 0.))
-_BONES = [
-    _Bone('hip',      'knee',  .240, 'thigh'),
-    _Bone('knee',     'ankle', .238, 'shin'),
-    _Bone('ankle',    'heel',  .026, 'shin', turn=-.35),
-    _Bone('heel',     'toe',   .094, 'sole', out=.16),
-    _Bone('shoulder', 'elbow', .165, 'arm', out=.17),
-    _Bone('elbow',    'wrist', .140, 'forearm'),
-    _Bone('wrist',    'hand',  .055, 'forearm', turn=.15),
-    _Bone('wrist',    'thumb', .040, 'forearm', turn=.75, out=-.15)]
+_BONES = [_Bone(**bone) for bone in _TABLE['bones']]
 
 _MORE = ['hem', 'bag_top', 'bag_end', 'left_hand', 'right_hand', 'left_thumb', 'right_thumb']
 _FEET = ['left_heel', 'right_heel', 'left_toe', 'right_toe']
@@ -47,7 +31,7 @@ def _at(*names):
     "Places of points in `POINTS`"
     return [POINTS.index(name) for name in names]
 
-# %% ../../nbs/world/02_people.ipynb #cell0011
+# %% ../../nbs/world/02_people.ipynb #cell0012
 def _swing(sign, phase, stride, bend):
     "Angles of one side of the body (`sign` 1: left, -1: right) and, as `swing`, how far its leg is before it"
     swing = sign*stride*phase.sin()
@@ -92,7 +76,7 @@ def _walking_points(shape, phase, stride, bend):
     body[1] += .021 - lowest                                                  # half a shoe under the lowest foot
     return body
 
-# %% ../../nbs/world/02_people.ipynb #cell0015
+# %% ../../nbs/world/02_people.ipynb #cell0016
 def _turn(x, y, angle):
     "Turn the directions `x`, `y` by `angle`"
     c, s = angle.cos(), angle.sin()
@@ -106,39 +90,12 @@ def _project(body, heading, place, pitch):
     x, y, height = place.T[...,None]
     return torch.stack([x + height*right, y - height*up, height*near])
 
-# %% ../../nbs/world/02_people.ipynb #cell0018
-ATLAS = dict(
-    head=Cell(0,0,32,64), bag=Cell(0,64,32,32), skin=Cell(0,96,16,16), hair=Cell(16,96,16,16), shoe=Cell(0,112,16,16),
-    hat=Cell(16,112,16,16), torso=Cell(32,0,48,64), arm=Cell(32,64,48,64), skirt=Cell(80,0,48,64),
-    leg=Cell(80,64,48,64))
+# %% ../../nbs/world/02_people.ipynb #cell0019
+ATLAS = {name: Cell(*cell) for name,cell in _TABLE['atlas'].items()}
 
 Capsule = namedtuple('Capsule', 'name start end radii cell part lower bulge flat cap rows ends',
                      defaults=('', 0., (1,1), 1., (0,1), False))
-_TRUNK = [
-    Capsule('skull',  'crown',    'jaw',      (.050,.034), 'head',  'head', flat=(1.15,1.15)),
-    Capsule('throat', 'throat',   'neck',     (.029,.032), 'skin',  'head', cap=.6),
-    Capsule('nose',   'bridge',   'nose',     (.006,.010), 'skin',  'head'),
-    Capsule('hair',   'hair_top', 'hair_low', (.053,.044), 'hair',  'head', flat=(1.08,1.08), rows=(0,.5)),
-    Capsule('long',   'nape',     'hair_end', (.048,.040), 'hair',  'head', flat=(.66,.66), cap=.8, ends=True),
-    Capsule('tail',   'tail_top', 'tail_end', (.022,.011), 'hair',  'head', bulge=.25, ends=True),
-    Capsule('hat',    'hat_top',  'hat_low',  (.050,.054), 'hat',   'head', flat=(1.17,1.17), cap=.6, ends=True),
-    Capsule('visor',  'left_visor', 'right_visor', (.014,.014), 'hat', 'head', bulge=.3, rows=(.9,1)),
-    Capsule('chest',  'chest',    'waist',    (.112,.089), 'torso', 'torso', flat=(.62,.66), cap=.45),
-    Capsule('hips',   'waist',    'pelvis',   (.089,.101), 'torso', 'torso', bulge=.03, flat=(.66,.72), cap=.5),
-    Capsule('skirt',  'waist',    'hem',      (.092,.130), 'skirt', 'torso', 'other', .06, (.70,.75), .12),
-    Capsule('bag',    'bag_top',  'bag_end',  (.070,.078), 'bag',   'other', flat=(.62,.62), cap=.5, ends=True)]
-_LIMBS = [    # {} is left or right
-    Capsule('upper_arm', '{}_shoulder', '{}_elbow', (.036,.029), 'arm', 'torso', '{} lower arm', .08, rows=(0,.5)),
-    Capsule('forearm', '{}_elbow', '{}_wrist',    (.029,.020), 'arm',  '{} lower arm', bulge=.12, rows=(.5,1)),
-    Capsule('thigh',   '{}_hip',   '{}_knee',     (.057,.042), 'leg',  'torso', '{} knee', .03, cap=.6, rows=(0,.5)),
-    Capsule('shin',    '{}_knee',  '{}_ankle',    (.042,.026), 'leg',  '{} knee', '{} ankle', .16, rows=(.5,1)),
-    Capsule('hand',    '{}_wrist', '{}_hand',     (.018,.012), 'skin', '{} lower arm', bulge=.15, ends=True),
-    Capsule('thumb',   '{}_wrist', '{}_thumb',    (.010,.007), 'skin', '{} lower arm'),
-    Capsule('foot',    '{}_heel',  '{}_toe',      (.024,.017), 'shoe', '{} ankle', bulge=.10, ends=True),
-    Capsule('slope',   'neck',     '{}_shoulder', (.036,.037), 'torso', 'torso'),
-    Capsule('ear',     '{}_ear',   '{}_lobe',     (.011,.007), 'skin', 'head')]
-CAPSULES = list(_TRUNK)
-for _s in _SIDES: CAPSULES += [Capsule(*[x.format(_s) if isinstance(x, str) else x for x in c]) for c in _LIMBS]
+CAPSULES = [Capsule(**capsule) for capsule in _TABLE['capsules']]
 
 def find_capsules(*names:str)->list:
     "Places in `CAPSULES` of the capsules with these names, limbs on both sides"
@@ -147,15 +104,13 @@ def find_capsules(*names:str)->list:
 class Bodies:
     "Textures (N,3,128,128), radii (N,C,2) of the `CAPSULES` in heights (0 = not there), `Shape`s (N,7), stacked"
     def __init__(self, texture:torch.Tensor, radii:torch.Tensor, shape:torch.Tensor):
-        need(len(texture)==len(radii)==len(shape),
-             f'{len(texture)} textures, {len(radii)} radii, {len(shape)} shapes: pass as many of each')
         self.texture, self.radii, self.shape = texture, radii, shape
     def __len__(self): return len(self.texture)
     def __getitem__(self, who):
         who = torch.as_tensor(who)
         return Bodies(self.texture[who], self.radii[who], self.shape[who])
 
-# %% ../../nbs/world/02_people.ipynb #cell0021
+# %% ../../nbs/world/02_people.ipynb #cell0023
 _START, _END = _at(*[c.start for c in CAPSULES]), _at(*[c.end for c in CAPSULES])
 _FLAT = torch.tensor([c.flat for c in CAPSULES]).T
 
@@ -202,7 +157,7 @@ def _rasterize(posed, size):
         front.index_fill_(0, pixel, i)
     return depth.view(shape), front.view(shape)
 
-# %% ../../nbs/world/02_people.ipynb #cell0026
+# %% ../../nbs/world/02_people.ipynb #cell0028
 _Chart = namedtuple('_Chart', 'point top high flat')          # a cell round the body's axis: a point on it, upper edge
 _BARE = _Chart('nose', 0., 1., 1.)                            # above that, height, depth / width; and none
 _CHARTS = dict(head=_Chart('crown', .055, .150, 1.15), torso=_Chart('neck', .040, .400, .62))
@@ -271,7 +226,7 @@ def _surface(posed, texture, depth, front):
     part = torch.where(seen.t < .5, own.part, own.lower)
     return [_canvas(values, pixel, depth.shape) for values in (rgb, light_on(seen.normal), part)]
 
-# %% ../../nbs/world/02_people.ipynb #cell0029
+# %% ../../nbs/world/02_people.ipynb #cell0031
 _GROUP = torch.zeros(17, dtype=torch.long)                                   # the part of each joint
 for _k,_joints in enumerate(PARTS.values(), 1): _GROUP[list(_joints)] = _k
 _UNDER = torch.tensor(                                                       # joints lie so deep at most, in heights:
@@ -288,7 +243,7 @@ def _joint_visibility(joints, depth, part, height):
     seen = own & (under < _UNDER*height[:,None])
     return torch.where((x==col) & (y==row), torch.where(seen, .9, .5), 0.)
 
-# %% ../../nbs/world/02_people.ipynb #cell0032
+# %% ../../nbs/world/02_people.ipynb #cell0034
 _SKIRT = find_capsules('skirt')[0]
 
 def _hem_depth(body):

@@ -6,32 +6,24 @@
 __all__ = ['OBSTACLES', 'draw_obstacles', 'View', 'draw_place']
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0003
-from collections import namedtuple
 from copy import copy
 from itertools import product
 from typing import NamedTuple
 import math
 import numpy as np, torch
 from PIL import Image, ImageDraw
+from .capsules import _table
 from .people import render_people
 from .wardrobe import Crowd, sample_person
 from ..errors import need
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0008
-_COLOURS = dict(
-    leaf=(.20,.40,.16), foliage=(.20,.43,.17), bark=(.38,.28,.19), mortar=(.50,.46,.42), brick=(.60,.36,.29),
-    block=(.62,.60,.56), print=(.15,.15,.17), clay=(.68,.38,.26),                            # obstacles
-    paving=(.60,.59,.57), hedge=(.17,.27,.15), bush=(.30,.46,.25), grass=(.40,.53,.27), path=(.68,.62,.51),
-    verge=(.50,.47,.34), stone=(.64,.60,.56), steel=(.30,.33,.35), beam=(.34,.36,.38), glass=(.45,.55,.61),
-    concrete=(.66,.64,.62), haze=(.72,.76,.82), tar=(.37,.38,.40), pane=(.28,.32,.38), walk=(.66,.65,.62),
-    kerb=(.48,.48,.47), dash=(.78,.77,.73), air=(.66,.73,.78), twigs=(.34,.48,.28), wood=(.52,.39,.26),
-    earth=(.58,.52,.43), sign=(.18,.28,.45), floor=(.55,.55,.56), line=(.80,.67,.22), yard=(.46,.46,.45),
-    cast=(.56,.55,.53))
+_TABLE = _table('scenery')     # colours, strokes of drawings, scenes
 
 class _Pen:
     "Draws on an empty picture, twice as fine as asked; it measures in heights of the picture, or in `unit` pixels"
     def __init__(self, size, unit=None):
-        self.size, self.colours = size, dict(_COLOURS)
+        self.size, self.colours = size, dict(_TABLE['colours'])
         self.fine = Image.new('RGBA', (2*size[1], 2*size[0]))
         self.on = ImageDraw.Draw(self.fine)
         self.scale = 2*(unit or size[0])
@@ -43,7 +35,7 @@ class _Pen:
         return pen
     def tint(self, name, light):
         "From now on the colour `name` is `light` times as light as in the table"
-        self.colours[name] = np.multiply(_COLOURS[name], light)
+        self.colours[name] = np.multiply(_TABLE['colours'][name], light)
     def _ink(self, colour, shade):
         "`colour`, a name or (red, green, blue), made lighter or darker by `shade`, in bytes"
         if isinstance(colour, str): colour = self.colours[colour]
@@ -71,9 +63,9 @@ class _Pen:
         points = self.origin + np.multiply(((x,y), (x2,y2)), self.units)
         pixels = round(width*self.units[1]*self.scale)
         self.on.line(self._pixels(*points), self._ink(colour, shade), max(1, pixels))
-    def draw(self, table):
-        "The strokes of a `table`, one over the other: form, colour, shade, numbers"
-        for form,*stroke in table: getattr(self, form)(*stroke)
+    def draw(self, name):
+        "The strokes of the drawing `name`, one over the other: form, colour, shade, numbers"
+        for form,*stroke in _TABLE[name].values(): getattr(self, form)(*stroke)
     def tensor(self, rng, grain=.03, roundness=0.):
         "-> (4,H,W); `grain` roughens, `roundness` shades from the lit left to the dark right and lower edge"
         h, w = self.size
@@ -89,38 +81,19 @@ def _many(rng, n, *ranges):
     "`n` rows of random numbers, drawn row by row: one from each range (from, to)"
     return rng.uniform(*np.transpose(ranges), (n,len(ranges))).tolist()
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0013
-_CAR = (                                                                # form, colour, shade, numbers
-    ('poly', 'paint', 1., 0,.44, .02,.38, .24,.32, .37,.03, .41,0, .70,0,
-                          .75,.03, .87,.30, .98,.36, 1,.5, 1,.88, 0,.88),
-    ('poly', 'paint', 1.18, .02,.38, .24,.32, .87,.30, .98,.36, .98,.39, .02,.42),             # shoulder
-    ('poly', (.40,.49,.56), 1., .28,.31, .40,.06, .545,.05, .545,.31),                         # windows, glints
-    ('poly', (.35,.44,.51), 1., .57,.31, .57,.05, .70,.05, .82,.31),
-    ('poly', (.66,.75,.80), 1., .31,.28, .39,.10, .45,.10, .37,.28),
-    ('poly', (.55,.64,.70), 1., .60,.28, .64,.10, .67,.10, .63,.28),
-    ('rect', 'paint', .72, 0,.60,1,.02), ('rect', 'paint', .5, 0,.78,1,.10),                   # trim, sill
-    *[('line', 'paint', .62, x,.32, x,.78, .012) for x in (.27,.557,.83)],
-    ('rect', 'paint', .5, .48,.45,.05,.025), ('rect', 'paint', .5, .74,.45,.05,.025),          # handles
-    ('disc', (.96,.94,.82), 1., .025,.51,.03,.06), ('rect', (.75,.12,.10), 1., .96,.46,.04,.10),      # lights
-    ('rect', (.15,.15,.16), 1., 0,.70,.03,.05))                                                # bumper
-_WHEEL = (
-    ('disc', 'paint', .35, 0,0,.19,.19), ('disc', (.07,.07,.08), 1., 0,0,.165,.165),           # arch, tyre
-    ('disc', (.62,.63,.66), 1., 0,0,.09,.09), ('disc', (.25,.25,.27), 1., 0,0,.03,.03))        # rim, hub
-
-def _car(pen, wide, w, rng):
-    wide.draw(_CAR)
-    for x in (.19,.80): pen.at(x*w, .83).draw(_WHEEL)
-
 # %% ../../nbs/world/04_scenery.ipynb #cell0015
-_TRUNK = [('poly', 'bark', 1., -.26,1, -.17,.95, -.13,.86, -.1196,0, .1196,0, .13,.86, .17,.95, .26,1)]
-_DARK = [('poly', 'bark', 1-.06*i, i/7,0, 1,0, 1.05,.9, i/7,.9) for i in range(7)]             # its right half
+def _car(pen, wide, w, rng):
+    wide.draw('car')
+    for x in (.19,.80): pen.at(x*w, .83).draw('wheel')
+
 _BARK = (-.9,.1,-.01,.03), (.8,.95,.01,.09)
 _LEAVES = (.02,.98), (-.02,.19), (.85,1.15)
 
 def _tree(pen, wide, w, rng):
     pen.tint('bark', rng.uniform(.8, 1.1))
-    pen.at(.5*w, 0, w, 1).draw(_TRUNK)
-    pen.at(.5*w, 0, .13*w, 1).draw(_DARK)
+    pen.at(.5*w, 0, w, 1).draw('trunk')
+    right = pen.at(.5*w, 0, .13*w, 1)
+    for i in range(7): right.poly('bark', 1-.06*i, i/7,0, 1,0, 1.05,.9, i/7,.9)         # darker and darker
     for _ in range(60):
         (x,y), (sideways,length) = rng.uniform(*_BARK).reshape(2,2)
         x = .5*w+x*.13*w
@@ -128,52 +101,34 @@ def _tree(pen, wide, w, rng):
     for shade in (.62,.85,1.1,1.35):
         for x,y,light in _many(rng, 34, *_LEAVES): pen.disc('leaf', shade*light, x*w, y-.05*(shade-.6), .05, .035)
 
-_POSTS = ('rect', (.45,.46,.48), 1., 0,0,.06,1), ('rect', (.30,.31,.33), 1., .04,0,.02,1)
-_PANEL = (
-    ('rect', (.25,.25,.27), 1., .05,.97,.20,.03), ('rect', (.25,.25,.27), 1., .75,.97,.20,.03),       # feet
-    ('rect', 'paint', 1., 0,.02,1,.80), ('rect', 'trim', 1., .03,.05,.94,.74))
 _STRIPE = np.array([(-.1,.79), (.08,.05), (.17,.05), (-.01,.79)]).T
 
 def _board(pen, wide, w, rng):
-    for x in (.12,.82): pen.at(x*w, 0, w, 1).draw(_POSTS)
-    wide.draw(_PANEL)
+    for x in (.12,.82): pen.at(x*w, 0, w, 1).draw('posts')
+    wide.draw('panel')
     x, y = _STRIPE
     for i in range(-1,7): pen.poly('paint', 1., *zip((i/5*w+x*w).clip(.03*w, .97*w), y))
-    wide.rect((.94,.93,.90), 1., .14,.20,.72,.36)
+    wide.draw('paper')
     pen.disc('paint', .9, .30*w,.38,.10*w,.10*w)
     for y in (.26,.35,.44): wide.rect('print', 1., .48, y, rng.uniform(.2, .34), .04)
-    wide.rect('paint', .55, 0,.79,1,.03)
+    wide.draw('lower edge')
 
-def _staves(colour, upper, lower, *shades):
-    "Table of the staves of a bin or pot, one for each of `shades`; an edge is left end, width, width of a stave, row"
+def _staves(wide, colour, upper, lower, shades):
+    "The staves of a bin or pot, one for each of `shades`; an edge is left end, width, width of a stave, row"
     for i,shade in enumerate(shades):
         (x,low), (x2,high) = [(edge[0]+edge[1]*i/len(shades), edge[3]) for edge in (upper,lower)]
-        yield 'poly', colour, shade, x,low, x+upper[2],low, x2+lower[2],high, x2,high
-
-_BIN = (
-    *_staves('paint', (.04,.92,.103,.14), (.12,.76,.086,.97), .80,.95,1.08,1.12,1.06,.98,.88,.76,.62),
-    *[('line', 'paint', .62, x,.22, x*.9+.05,.92, .015) for x in (.22,.37,.52,.67,.8)],         # ribs
-    ('poly', 'paint', 1.2, 0,.06, .08,0, .92,0, 1,.06, 1,.15, 0,.15),                          # lid, its top, a gap
-    ('poly', 'paint', 1.4, .08,0, .92,0, 1,.06, 0,.06), ('rect', 'paint', .5, 0,.12,1,.04),
-    ('rect', (.92,.92,.88), 1., .33,.40,.34,.18), ('rect', 'trim', 1., .40,.44,.20,.10))       # label
+        wide.poly(colour, shade, x,low, x+upper[2],low, x2+lower[2],high, x2,high)
 
 def _bin(pen, wide, w, rng):
-    wide.draw(_BIN)
-    for x in (.2,.8): pen.disc((.08,.08,.09), 1., x*w,.95,.05,.05)
-
-# %% ../../nbs/world/04_scenery.ipynb #cell0017
-_BAR = ('rect', 'paint', .95, 0,.04,1,.95), ('rect', 'paint', .6, .65,.04,.35,.95), ('rect', 'paint', 1.2, 0,.04,.2,.95)
-_RAIL = ('rect', 'paint', 1.05, 0,0,1,.09), ('rect', 'paint', .55, 0,.065,1,.03)
+    _staves(wide, *_TABLE['staves of a bin'])
+    wide.draw('bin')
+    for x in (.2,.8): pen.at(x*w, .95).draw('wheel of a bin')
 
 def _railing(pen, wide, w, rng):
     n = max(5, round(w/.13))
-    for i in range(n): pen.at((i+.2)/n*w, 0, .62*w/n, 1).draw(_BAR)
-    for y in (0,.46,.86): pen.at(0, y, w, 1).draw(_RAIL)
+    for i in range(n): pen.at((i+.2)/n*w, 0, .62*w/n, 1).draw('bar')
+    for y in (0,.46,.86): pen.at(0, y, w, 1).draw('rail')
 
-_FLOWER = ('disc', 'trim', 1., 0,0,.027,.024), ('disc', (.9,.8,.3), 1., 0,0,.01,.01)
-_POT = (
-    *_staves('clay', (.08,.84,.106,.58), (.18,.64,.081,1.), .88,1.03,1.10,1.04,.96,.86,.75,.62),
-    ('rect', (.74,.43,.30), 1., .04,.55,.92,.10), ('rect', (.42,.22,.14), 1., .04,.625,.92,.03))      # rim, its shade
 _TUFT = (.06,.04,.03,.85), (.62,.08,.055,1.15)
 
 def _plant(pen, wide, w, rng):
@@ -182,15 +137,12 @@ def _plant(pen, wide, w, rng):
             x = rng.normal(.5, .22)*w
             y, *radii, light = rng.uniform(*_TUFT)
             pen.disc('foliage', shade*light, min(max(x, .08*w), .92*w), y-.05*(shade-.5), *radii)
-    for x,y in _many(rng, 14, (.1,.9), (.08,.5)): pen.at(x*w, y).draw(_FLOWER)
-    wide.draw(_POT)
-
-_COPING = (
-    ('rect', (.74,.72,.68), 1., 0,0,1,.11), ('rect', (.84,.82,.78), 1., 0,0,1,.03),
-    ('rect', (.30,.27,.25), 1., 0,.11,1,.025))
+    for x,y in _many(rng, 14, (.1,.9), (.08,.5)): pen.at(x*w, y).draw('flower')
+    _staves(wide, *_TABLE['staves of a pot'])
+    wide.draw('pot')
 
 def _wall(pen, wide, w, rng):
-    wide.rect('mortar', 1., 0,0,1,1)
+    wide.draw('mortar')
     brick = 'block'
     if rng.random() < .6:
         pen.tint('brick', rng.uniform(.75, 1.15))
@@ -198,13 +150,13 @@ def _wall(pen, wide, w, rng):
     for row,column in product(range(7), range(-1, 1+round(w/.26))):
         x, y = column*.26+.13*(row%2), .13+row*.87/7+.006
         pen.rect(brick, rng.uniform(.8, 1.12), x, y, .25, .87/7-.014)
-    wide.draw(_COPING)
+    wide.draw('coping')
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0019
+# %% ../../nbs/world/04_scenery.ipynb #cell0017
 _THINGS = dict(car=(_car,.35), tree=(_tree,.3), board=(_board,.4), bin=(_bin,.4),       # how it is drawn, how round
                railing=(_railing,.3), plant=(_plant,.5), wall=(_wall,.35))
 OBSTACLES = [*_THINGS, 'person']
-_PAINT = [(.66,.16,.14), (.18,.31,.56), (.82,.82,.80), (.17,.18,.20), (.17,.39,.27), (.80,.63,.20), (.50,.52,.54)]
+_PAINT = np.array(_TABLE['paint'])
 
 def _passer_by(size, rng):
     "Somebody else as an obstacle -> (4,H,W)"
@@ -233,7 +185,7 @@ def draw_obstacles(
     for name in kind: need(name in OBSTACLES, f'no obstacle called {name!r}: choose among {", ".join(OBSTACLES)}')
     return torch.stack([_passer_by(size, rng) if name=='person' else _thing(name, size, rng) for name in kind])
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0023
+# %% ../../nbs/world/04_scenery.ipynb #cell0021
 class View(NamedTuple):
     "Perspective of a camera; lengths in picture heights, `y` counts down from the upper edge of its place"
     top:float       # where the ground meets the wall
@@ -253,7 +205,7 @@ class View(NamedTuple):
         "Radians by which the camera looks down on a person with feet at row `y`"
         return np.arctan((y-self.horizon-self.height(y)/2)/self.focal)
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0026
+# %% ../../nbs/world/04_scenery.ipynb #cell0024
 _HIGH = 1.5     # height of a place, in picture heights: a picture shows two thirds of it
 
 class _Place(_Pen):
@@ -309,23 +261,12 @@ class _Place(_Pen):
         y = self.top+(_HIGH-self.top)*down
         return self.at(x, y, size*self.view.height(y))
 
-# %% ../../nbs/world/04_scenery.ipynb #cell0027
-_WINDOW = (                                                                   # frame, glass, glint, bar, sill
-    ('rect', (.84,.83,.80), 1., 0,0,.62,1), ('rect', (.27,.34,.41), 1., .05,.05,.52,.88),
-    ('poly', (.40,.49,.56), 1., .1,.93, .3,.05, .45,.05, .25,.93), ('rect', (.84,.83,.80), 1., .29,0,.04,.95),
-    ('rect', (.74,.73,.70), 1., -.04,.97,.70,.06))
-_DOOR = (                                                                     # frame, wood, panel, knob
-    ('rect', 'wall', .5, 0,-1.25,.56,1.25), ('rect', (.24,.17,.13), 1., .04,-1.2,.48,1.2),
-    ('rect', (.33,.24,.18), 1., .1,-1.1,.36,.4), ('disc', (.8,.7,.4), 1., .46,-.55,.02,.02))
-
 def _street(place, rng):
     place.tiles(.18, .065, (.168,.054), (.88,1.1), shift=.5)
     for i,x in enumerate(place.every(rng.uniform(-.3, .3), rng.uniform(1.1, 1.4))):
-        if i%3==1: place.wall(x).draw(_DOOR)
-        else: place.wall(x, 1.5).draw(_WINDOW)
+        if i%3==1: place.wall(x).draw('door')
+        else: place.wall(x, 1.5).draw('window')
     place.band('wall', .55, .14, .14)
-
-_STEM = ('rect', (.34,.26,.19), 1., 0,0,.11,1), ('rect', (.25,.19,.14), 1., .07,0,.04,1)
 
 def _park(place, rng):
     w, top = place.w, place.top
@@ -334,7 +275,7 @@ def _park(place, rng):
     for shade in (.55,.72,.9,1.1):
         for x,up,light in _many(rng, int(44*w/place.tall**.5), (0,w), (0,1.7-.55*shade), (.9,1.12)):
             place.wall(x, up).disc('bush', shade*light, 0,0,.13,.10)
-    for x in place.every(rng.uniform(0, .4), rng.uniform(.9, 1.3)): place.at(x, 0, place.tall, top+.02).draw(_STEM)
+    for x in place.every(rng.uniform(0, .4), rng.uniform(.9, 1.3)): place.at(x, 0, place.tall, top+.02).draw('stem')
 
 def _lawn(place, rng):
     "A path, a little wider than people are tall, and blades of grass, taller where they are near"
@@ -348,39 +289,29 @@ def _lawn(place, rng):
         tall = .03*place.view.height(y)
         place.line('grass', light, x, y, x+sideways*tall, y-tall)
 
-_SHOW = ('rect', (.80,.74,.58), 1., 0,-1.35,1.35,1.2), ('rect', (.55,.55,.50), 1., .05,-1.30,1.25,1.05)
-_FRONT = (
-    ('rect', (.36,.33,.28), 1., .05,-.36,1.25,.03),                                            # shelf, glint
-    ('poly', (.66,.68,.66), 1., .15,-.25, .6,-1.3, .75,-1.3, .3,-.25),
-    ('rect', 'wall', .55, 1.45,-1.35,.55,1.35), ('rect', (.33,.40,.42), 1., 1.5,-1.28,.45,1.05),      # door
-    ('rect', (.8,.78,.7), 1., 1.88,-.75,.03,.25),
-    *[('poly', ('even','odd')[i%2], 1., i*.15,-1.75, (i+1)*.15,-1.75, (i+1)*.15,-1.42, i*.15,-1.42)
-      for i in range(14)],                                                                     # awning, its edge
-    ('rect', 'wall', .4, 0,-1.42,2.1,.06))
-
 def _shop(place, rng):
     stripes = np.multiply(1.5, place.colours['wall']), (.84,.82,.77)
     q = place.tall
     for x in place.every(rng.uniform(-1, 0)*q, 2.1):
-        place.colours |= zip(('even','odd'), stripes)
-        place.wall(x).draw(_SHOW)
+        shop = place.wall(x)
+        shop.draw('show')
         for i in range(7):
             tall = rng.uniform(.12, .6)*q
             goods = _PAINT[rng.integers(7)]
             place.rect(goods, .75, x+.1*q+i*.165*q, place.top-.35*q-tall, .12*q, tall)
-        place.wall(x).draw(_FRONT)
+        shop.draw('front')
+        for i in range(14):                                                                    # the awning
+            left, right = i*.15, (i+1)*.15
+            shop.poly(stripes[i%2], 1., left,-1.75, right,-1.75, right,-1.42, left,-1.42)
+        shop.draw('edge of the awning')
         stripes = stripes[::-1]
-
-_SHEET = ('rect', 'glass', 1., 0,0,.57,1), ('poly', 'glass', 1.22, .05,1, .4,0, .52,0, .17,1)
 
 def _plaza(place, rng):
     for x in place.every(-.2*place.tall, .62):
         place.tint('glass', rng.uniform(.82, 1.1))
-        place.at(x, 0, place.tall, place.top).draw(_SHEET)
-        place.wall(x).rect('glass', .85, 0,-.5,.57,.46)
+        place.at(x, 0, place.tall, place.top).draw('sheet')
+        place.wall(x).draw('lower pane')
     for up in (1.3,.04): place.band('beam', 1., up, .05)
-
-_HOUSES = (.62,.56,.50), (.55,.38,.33), (.68,.66,.60), (.45,.48,.52)
 
 def _house(place, x, wide, high, colour, rng):
     "A house with its left edge at `x` and its roof at row `high`"
@@ -398,7 +329,7 @@ def _houses(place, rng):
     while x < place.w:
         wide = rng.uniform(1.1, 1.8)*place.tall
         high = rng.uniform(0, .25)*place.top
-        _house(place, x, wide, high, _HOUSES[rng.integers(4)], rng)
+        _house(place, x, wide, high, _TABLE['houses'][rng.integers(4)], rng)
         x += wide
 
 def _lane(place, rng):
@@ -412,8 +343,6 @@ def _lane(place, rng):
     for x in np.arange(0, w, .8): place.poly('dash', 1., x,far, x+.42,far, x+.40,near, x-.04,near)
     for x,y,light in _many(rng, 260, (0,w), (kerb+.05,_HIGH), (.8,1.25)): place.disc('tar', light, x, y, .012, .004)
 
-_BEAM = ('rect', 'wood', .9, 0,0,1,.09), ('rect', 'wood', .5, 0,.075,1,.02)
-
 def _fence(place, rng):
     q, top = place.tall, place.top
     high = top-1.25*q
@@ -424,17 +353,11 @@ def _fence(place, rng):
         board.rect('wood', light, 0,0,.15,1)
         place.at(x, high, q).poly('wood', light, 0,0, .075,-.07, .15,0)
         board.rect('wood', light*.75, .12,0,.03,1)
-    for y in (high+.2*q,top-.3*q): place.at(0, y, place.w, q).draw(_BEAM)
+    for y in (high+.2*q,top-.3*q): place.at(0, y, place.w, q).draw('beam')
 
 def _pebbles(place, rng):
     for x,down,light in _many(rng, 900, (0,place.w), (0,1), (.65,1.25)):
         place.near(x, down**1.3, .02).disc('earth', light, 0,0,1,.4)
-
-_POSTER = (
-    ('rect', (.25,.25,.27), 1., 0,-1.1,.62,.85), ('rect', 'poster', 1., .03,-1.07,.56,.79),
-    ('disc', (.9,.86,.76), 1., .3,-.7,.17,.2), ('rect', (.92,.92,.9), 1., .12,-.42,.38,.05),
-    ('rect', 'bench', 1., 1.1,-.3,.8,.06), ('rect', (.3,.3,.3), 1., 1.16,-.24,.05,.24),
-    ('rect', (.3,.3,.3), 1., 1.78,-.24,.05,.24))
 
 def _station(place, rng):
     place.tiles(.16, .16, (.152,.152), (.93,1.05))
@@ -442,11 +365,10 @@ def _station(place, rng):
     place.colours['bench'] = _PAINT[rng.integers(2)]
     for x in place.every(rng.uniform(0, .6), 2.2):
         place.colours['poster'] = _PAINT[rng.integers(7)]
-        place.wall(x).draw(_POSTER)
+        place.wall(x).draw('poster')
 
 def _platform(place, rng): place.rect('line', 1., 0, place.view.row(place.view.depth(1.42)), place.w, .04)
 
-_BOLTS = [('disc', 'cast', .6, *o, .025, .025) for o in product((.2,.75,1.3), (-.35,-1.15))]
 _MURAL = (0,.35,.06,.05), (1.1,.95,.2,.16)
 
 def _alley(place, rng):
@@ -455,8 +377,8 @@ def _alley(place, rng):
     for x in place.every(rng.uniform(-1, 0), 1.5):
         slab = place.at(x, 0, q, top)
         slab.rect('cast', rng.uniform(.92, 1.06), 0,0,1.5,1)
-        slab.rect('cast', .6, 0,0,.02,1)
-        place.wall(x).draw(_BOLTS)
+        slab.draw('seam')
+        place.wall(x).draw('bolts')
         for right,begin,end in _many(rng, 3, (.1,1.3), (0,.3), (.5,.9)):             # stains of rain
             place.line('cast', .88, x+right*q, begin*top, x+right*q, end*top, .03*q)
     for x in place.every(rng.uniform(.2, .9), 3.2):
@@ -464,26 +386,19 @@ def _alley(place, rng):
             right, up, *radii = rng.uniform(*_MURAL)
             place.wall(x).disc(_PAINT[rng.integers(7)], 1.1, right, -up, *radii)
 
-# what stands at the wall, colours of the wall, sky or wall and its shade, ground, its slabs, what lies on it
-_Scene = namedtuple('_Scene', 'draw walls sky shade ground slab lies', defaults=(None,))
-_SCENES = dict(
-    street=_Scene(_street, ((.58,.38,.31), (.68,.60,.49), (.52,.53,.55)), 'wall', .72, 'paving', .45),
-    park=_Scene(_park, (), 'hedge', 1., 'grass', 0, _lawn),
-    shop=_Scene(_shop, ((.20,.33,.30), (.42,.16,.18), (.20,.24,.38)), 'wall', 1., 'stone', .6),
-    plaza=_Scene(_plaza, (), 'steel', 1., 'concrete', .75),
-    road=_Scene(_houses, (), 'haze', 1., 'tar', 0, _lane),
-    fence=_Scene(_fence, (), 'air', 1., 'earth', 0, _pebbles),
-    station=_Scene(_station, ((.78,.77,.70), (.62,.72,.70), (.74,.70,.74)), 'wall', .8, 'floor', .5, _platform),
-    alley=_Scene(_alley, (), 'cast', 1., 'yard', 1.1))
+_SCENES = dict(street=_street, park=_park, shop=_shop, plaza=_plaza, road=_houses, fence=_fence, station=_station,
+               alley=_alley)                                                            # what stands at the wall
+_LIES = dict(park=_lawn, road=_lane, fence=_pebbles, station=_platform)              # what lies there
 
 def _draw_scene(number, place):
     "Draw the scene `number`, counted round, with the pen `place`"
-    scene, rng = list(_SCENES.values())[number%len(_SCENES)], place.rng
-    if scene.walls: place.colours['wall'] = scene.walls[rng.integers(3)]
-    place.rect(scene.sky, scene.shade, 0, 0, place.w, place.top)
-    scene.draw(place, rng)
-    place.ground(scene.ground, scene.slab)
-    if scene.lies: scene.lies(place, rng)
+    name = list(_SCENES)[number%len(_SCENES)]
+    scene = _TABLE['scenes'][name]           # colours of the wall, sky or wall and its shade, ground, side of its slabs
+    if scene['walls']: place.colours['wall'] = scene['walls'][place.rng.integers(3)]
+    place.rect(scene['sky'], scene['shade'], 0, 0, place.w, place.top)
+    _SCENES[name](place, place.rng)
+    place.ground(scene['ground'], scene['slab'])
+    if name in _LIES: _LIES[name](place, place.rng)
 
 def draw_place(number, height, w, view, rng):
     """A wall and the ground before it, in true perspective -> (3,1.5H,wH) in [0,1]: the place `number` of `_SCENES` for

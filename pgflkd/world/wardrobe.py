@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 from ..errors import need
+from .capsules import _table
 from .people import ATLAS, CAPSULES, Bodies, Shape, find_capsules
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0009
@@ -130,9 +131,9 @@ def _motif(number, v, u):
     return _soft(np.minimum.reduce(edges[number]), .2)
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0016
+_TABLE = _table('wardrobe')
 _Cut = namedtuple('_Cut', 'sleeve hem deep broad')         # where sleeve and trunk end; depth, breadth of the neckline
-_CUTS = dict(tee=_Cut(.33, .76, .145, .85), long=_Cut(.97, .80, .145, .85),
-             jacket=_Cut(.97, .84, .15, .8), dress=_Cut(.20, .76, .20, 1.05))
+_CUTS = {top: _Cut(**cut) for top,cut in _TABLE['cuts'].items()}
 
 def _neckline(p, v, u):
     "Where the top of `p` leaves the neck bare"
@@ -219,15 +220,8 @@ def _bag(p):
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0018
 _Dot = namedtuple('_Dot', 'angle height wide high tint of strength', defaults=((1,1,1), '', 1.))
-_DOTS = dict(              # where in `u` and `v`; its colour is the tint, or the tint of skin or hair
-    cheek=_Dot(.75, .63,  .35, .10,  (1.02,.86,.84), 'skin', .5),
-    nose=_Dot(0,    .665, .18, .030, (.80,.80,.80), 'skin', .7),
-    mouth=_Dot(0,   .755, .27, .022, (.68,.34,.31), '', .85),
-    brow=_Dot(.42,  .365, .22, .022, (.80,.80,.80), 'hair', .9),
-    eye=_Dot(.43,   .445, .17, .030, (.93,.92,.90)),
-    pupil=_Dot(.43, .447, .09, .032, (.14,.10,.09)),
-    rim=_Dot(.43,   .45,  .27, .085),
-    glass=_Dot(.43, .45,  .17, .05))
+# where in `u` and `v`; its colour is the tint, or the tint of skin or hair
+_DOTS = {name: _Dot(**dot) for name,dot in _TABLE['dots'].items()}
 
 def _dot(name, a, v):
     "A soft dot of the face on both sides of the middle, 1 inside"
@@ -271,8 +265,6 @@ def _head(p):
     return _over(img, (.10,.10,.12), .95*_glasses(a, v)*p.glasses)
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0020
-_ROUGH = dict(head=.25, skin=.3, hair=1.6)                           # how strong folds and weave are; cloth: 1
-
 def _grain(seed):
     "Folds, a coarse noise, and weave, a fine one -> (128,128)"
     rng = np.random.default_rng(seed)
@@ -289,7 +281,7 @@ def paint_texture(person):
     for name,cell in ATLAS.items():
         place = slice(cell.top, cell.top+cell.height), slice(cell.left, cell.left+cell.width)
         img[place] = cells[name]
-        rough[place] = _ROUGH.get(name, 1.)
+        rough[place] = _TABLE['rough'].get(name, 1.)            # how strong folds and weave are
     img = img*(1 + rough*_grain(person.grain))[...,None]
     return torch.tensor(img.clip(0, 1).transpose(2,0,1), dtype=torch.float32)
 
@@ -322,13 +314,10 @@ def _radii(p):
     r[at(*_not_worn(p))] = 0
     return r
 
-_BAG_AT = {    # to the left, up, forward; length
-    '': (0,0,0,0), 'backpack': (0,.765,-.098,.13), 'left': (.125,.57,0,.05), 'right': (-.125,.57,0,.05)}
-
 def _shape(p):
     "The `Shape` of `p`"
     shoulder = .101*p.shoulders*p.girth**.5
-    return Shape(shoulder, .052*p.hips, .43-.12*p.length, *_BAG_AT[p.bag])
+    return Shape(shoulder, .052*p.hips, .43-.12*p.length, *_TABLE['bags'][p.bag])
 
 class Crowd(Bodies):
     "Dressed bodies: textures, radii and shapes of `people`, stacked; `InputError` if there are none"

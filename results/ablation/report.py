@@ -13,6 +13,8 @@ VERDICTS = dict(gain='#1a7f37', loss='#b3261e', tie='#7a7a7a')
 RECIPES = dict(
     quick='Recipe QUICK: MobileNetV2 from the shipped student, 128x64, map 16x8, four epochs; '
           '150 people to learn from, 400 test people, 800 queries a set; seed 0, one training a row so far',
+    imagenet16='Recipe: as QUICK, but MobileNetV2 from ImageNet weights, which never saw a pasted obstacle, and nine '
+               'epochs; the same people and queries; seed 0, one training a row so far',
     resnet18='Recipe: ResNet-18 from random weights, 128x64, map 8x4, six epochs of one cycle, triplets between unit '
              'vectors; 150 people to learn from, 60 test people, 120 queries a set; seeds 0, 1, 2',
     imagenet='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, six epochs of one cycle, triplets between '
@@ -92,11 +94,12 @@ def captioned(
 def quick_gains(
     rows:list,               # of the plan; those that are not there yet are left out
     against:str='baseline',  # the row that they are compared with
+    folder:str='quick',      # or 'imagenet16'
 ):                           # see `gain_table`; None if none of the rows was recorded
-    "Paired gains with intervals from the folder quick/, of occluded and holistic queries"
+    "Paired gains with intervals from `folder`, of occluded and holistic queries"
     from pgflkd.commands.ablate import gain_table
-    if recorded('quick') is None: return None
-    table = gain_table(HERE/'quick', against)
+    if recorded(folder) is None: return None
+    table = gain_table(HERE/folder, against)
     if not len(table): return None
     table = table[table.row.isin(rows) & (table.row!=against) & table.query_set.isin(SETS[:2])]
     return table if len(table) else None
@@ -127,7 +130,7 @@ def forest(
 def whiskers(ax, of):
     "A dot and an interval on `ax` for each row of the table `of`"
     for y, (row, o) in enumerate(of.iterrows()):
-        placebo = row.endswith(('other', 'cells'))
+        placebo = row.endswith(('other', 'cells', 'prior'))
         color = VERDICTS[o.verdict]
         ax.plot([o.low, o.high], [y, y], color=color, lw=2)
         ax.plot(o.gain, y, 'o', color=color, mfc='white' if placebo else color, ms=6)

@@ -115,7 +115,7 @@ def installs():
 
 @call_parse
 def main(
-    part:str='run',    # run or install
+    part:str,          # run or install
     preset:str='',     # another world than the command's own
     epochs:int=0,      # other than the recipe's
     times:int=3,       # runs of each kind

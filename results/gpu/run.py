@@ -219,7 +219,7 @@ def train(job):
     for rows, seeds in job.plans():
         if job.minutes()<.5: return False
         how = job.recipe, job.out, job.work, job.source(), max(.1, job.minutes())
-        if not ablate.run_plan(rows, [job.data], seeds, *how, keep=True, stress=False): return False
+        if not ablate.run_plan(rows, [job.data], seeds, *how, keep=True): return False
     return True
 
 def epochs_left(job):
