@@ -221,7 +221,8 @@ def ranking_picture(
     k:int=5,      # gallery pictures of each
 ):
     "Write to `path`, for each query of `rows`, the `k` pictures that each model of `interps` puts first"
-    fig,axs = _panels(len(rows)*len(interps), k+1, (7.4, 2.6*len(rows)*len(interps)+1))
+    fig,axs = _panels(len(rows)*len(interps), k+1, (7.4, 2.7*len(rows)*len(interps)+1))
+    fig.get_layout_engine().set(h_pad=.08)
     for strip,(i,name) in zip(axs, product(rows, interps)):
         interp = interps[name]
         found, distances = interp.found(i, k)

@@ -315,7 +315,7 @@ def _response_picture(learns, path, query_set, n=6):
 def _shares(learns, df, x):
     "The share of each response to `x` on the obstacle, with its area as 'picture', none where that is not known; a key"
     from pgflkd.interpret import feature_response, read_masks, response_share
-    key = 'dark: the network\'s last map is small there; bright: it is large (each picture from 0 to 1 by itself)'
+    key = 'dark: the last map is small there; bright: it is large, in each picture by itself'
     if 'mask' not in df or not df['mask'].fillna('').map(bool).all(): return {}, key
     mask = read_masks(df, 'obstacle', x.shape[-2:])
     key += '\nnumber: share of the picture that is obstacle; share of the response on it, less is better'

@@ -14,7 +14,7 @@ RECIPES = dict(
     quick='Recipe QUICK: MobileNetV2 from the shipped student, 128x64, map 16x8, four epochs; '
           '150 people to learn from, 400 test people, 800 queries a set; seed 0, one training a row so far',
     imagenet16='Recipe: as QUICK, but MobileNetV2 from ImageNet weights, which never saw a pasted obstacle, and nine '
-               'epochs; the same people and queries; seed 0, one training a row so far',
+               'epochs; seed 0, and seed 1 of the baseline, where, its placebo and the fixed map',
     resnet18='Recipe: ResNet-18 from random weights, 128x64, map 8x4, six epochs of one cycle, triplets between unit '
              'vectors; 150 people to learn from, 60 test people, 120 queries a set; seeds 0, 1, 2',
     imagenet='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, six epochs of one cycle, triplets between '
