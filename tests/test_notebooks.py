@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -51,22 +52,21 @@ def run(path):
         if bool(found)!=bool(cell['outputs']): wrong.append(source[:60])
     return wrong
 
-@pytest.fixture(scope='module')
-def process():
-    "What a notebook runs in: a new process each time"
+def in_new_process(path, seconds):
+    "`run` in a process of its own"
     how = multiprocessing.get_context(HOW)
     if HOW=='forkserver': how.set_forkserver_preload(PACKAGES)
-    with how.Pool(1, maxtasksperchild=1) as pool: yield pool
+    with ProcessPoolExecutor(1, how) as pool: return pool.submit(run, path).result(seconds)
 
 @pytest.mark.parametrize('name', NOTEBOOKS)
-def test_runs(process, name):
-    stale = process.apply_async(run, [NOTEBOOKS[name]]).get(900)
+def test_runs(name):
+    stale = in_new_process(NOTEBOOKS[name], 900)
     assert not stale, f'saved outputs are missing or left over, run python tools/outputs.py {name}: {stale}'
 
-def test_a_fault_is_found(process, tmp_path):
+def test_a_fault_is_found(tmp_path):
     "A cell that raises, and one whose output is not the saved one"
     cells = [dict(cell_type='code', source=source, outputs=[]) for source in ('1+1', '#| eval: false\n1/0', 'x = 1/0')]
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=cells[:2])))
-    assert process.apply_async(run, [tmp_path/'a.ipynb']).get(60)==['1+1']
+    assert in_new_process(tmp_path/'a.ipynb', 60)==['1+1']
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=cells)))
-    with pytest.raises(RuntimeError, match='x = 1/0'): process.apply_async(run, [tmp_path/'a.ipynb']).get(60)
+    with pytest.raises(RuntimeError, match='x = 1/0'): in_new_process(tmp_path/'a.ipynb', 60)
