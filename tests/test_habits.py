@@ -25,6 +25,7 @@ from pgflkd.baseline import Baseline, FeatureLoss, reid_body
 from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
 from pgflkd.errors import InputError
 from pgflkd.learner import QUICK, baseline_learner
+from pgflkd.pose import draw_hint
 from pgflkd.protocols import benchmark_table
 from pgflkd.readers.folders import validation_cut
 from pgflkd.synthetic import render_world, world_joints
@@ -183,6 +184,17 @@ def test_mixtures(df, cb):
 
 def test_metrics(df):
     with pytest.raises(InputError, match="metrics .'accuracy'.: compare classes"): learner(df, metrics=accuracy).fit(1)
+
+@pytest.mark.parametrize('stride', [8, 16])
+def test_aligned(df, stride):
+    "`aligned` draws joints (stride-1)/2 pixels further down and right, after the mirror; confidence and joints stay"
+    plain, moved = (loaders(df, stride=stride, flip=1., aligned=o).one_batch()[1] for o in (False, True))
+    joints = moved[0].joints.as_subclass(torch.Tensor)
+    assert torch.equal(joints, plain[0].joints.as_subclass(torch.Tensor))
+    further = joints + (stride-1)/2*torch.tensor([1., 1., 0.])
+    for found, wanted, before in zip(moved, draw_hint(further, (64//stride, 32//stride), (64, 32)), plain):
+        assert torch.equal(found.as_subclass(torch.Tensor), wanted.as_subclass(torch.Tensor))
+        assert not torch.equal(found.as_subclass(torch.Tensor), before.as_subclass(torch.Tensor))
 
 def test_one_loss(df):
     with pytest.raises(InputError, match='loss_func: the loss is a sum of terms'): learner(df, loss_func=F.mse_loss)
