@@ -40,7 +40,7 @@ def _group_alignment(fmap, parts): # (B,C,h,w), not negative; attention (B,K,h,w
 # %% ../nbs/engine/13_diagnose.ipynb #cell0012
 def embed_test(
     learn:Learner, # trained or not
-)->dict:           # feature -> (n,C), `parts` (n,K,C), `seen` (n,K), `response` (n,h,w), numbers (n,) for `diagnose`
+)->dict:           # feature -> (n,C), `parts` (n,K,C), `seen` (n,K), maps (n,h,w), numbers (n,) for `diagnose`
     "Every feature of the test pictures of `learn`, those of the teachers with true pose, in table order, float32"
     with evaluating(learn.model):
         return _join([_embed(learn.model, x.as_subclass(torch.Tensor), hint) for x,hint,*_ in learn.dls.valid])
@@ -57,7 +57,8 @@ def _embed(model, x, hint):
     attention = foreground_attention(cells, f_parts.mean(1))
     under, f_pose = pool_parts(cells, torch.stack([attention, hint.person], 1).to(cells.dtype)).unbind(1)
     spread = -attention*attention.clamp_min(1e-12).log()
-    return _features(model, x, hint) | dict(
+    own = dict(attention=model.attend(fmap)) if hasattr(model, 'attend') else {}
+    return _features(model, x, hint) | own | dict(
         f_pose=f_pose, parts=F.normalize(f_parts, dim=-1), seen=hint.seen, response=fmap.mean(1),
         norm_g=f_g.norm(dim=1), cos_ge=F.cosine_similarity(f_g, f_g+under),
         entropy=spread.sum((1,2))/np.log(attention[0].numel()), alignment=_group_alignment(fmap, hint.parts))
@@ -115,8 +116,8 @@ def diagnose(
     occluded = query_sets(df).get('occluded', [])
     for kind in ('obstacle','body') if len(occluded) and 'mask' in df else ():
         mask = read_masks(df.iloc[occluded], kind, size)      # over a photograph the obstacle is known, the body is not
-        share = response_share(found['response'][occluded], mask).nanmean()
-        if mask.any(): numbers[f'response_on_{kind}'] = float(share)
+        for look in {'response', 'attention'} & set(found) if mask.any() else ():
+            numbers[f'{look}_on_{kind}'] = float(response_share(found[look][occluded], mask).nanmean())
     return numbers | {f'pull_{name}': v for name,v in term_pulls(learn).items()}
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0026

@@ -8,6 +8,8 @@ __all__ = ['fast_bf16', 'BF16', 'precision_of']
 # %% ../nbs/engine/11_precision.ipynb #cell0003
 import torch
 from fastai.basics import Callback, Learner, patch, to_float
+from torch import nn
+from torch.nn.functional import relu6
 
 # %% ../nbs/engine/11_precision.ipynb #cell0007
 def fast_bf16(
@@ -47,6 +49,20 @@ def precision_of(
     return modes[0] if modes else 'fp32'
 
 # %% ../nbs/engine/11_precision.ipynb #cell0019
+class _FromResult(torch.autograd.Function):
+    "ReLU6 in place, with its gradient taken from its result"
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(relu6(x, inplace=True))
+        ctx.save_for_backward(x)
+        return x
+    @staticmethod
+    def backward(ctx, grad): return torch.ops.aten.hardtanh_backward(grad, *ctx.saved_tensors, 0., 6.)
+
+class _LeanReLU6(nn.ReLU6):
+    "The same numbers as its parent, with one map less kept for the way back"
+    def forward(self, x): return _FromResult.apply(x) if x.requires_grad else relu6(x, self.inplace)
+
 @patch
 def to_fast(self:Learner,
     bf16:bool|None=None, # bfloat16; None: where the hardware multiplies it, see `fast_bf16`
@@ -58,4 +74,6 @@ def to_fast(self:Learner,
     if bf16 is None: bf16 = fast_bf16(device)
     if bf16 and precision_of(self)=='fp32': self.add_cb(BF16())
     if compile: self.model.body.compile()
+    for m in self.model.modules():
+        if type(m) is nn.ReLU6 and m.inplace and not compile: m.__class__ = _LeanReLU6
     return self
