@@ -35,10 +35,12 @@ class RandomPerson(ItemTransform):
         self.rng = torch.Generator()
         self.rng.set_state(torch.tensor(state['rng'], dtype=torch.uint8))
 
-def _unsure_outside(xy, conf, H, W):
-    "Joints at `xy` with confidence `conf`, which is 0 outside a picture of (H,W)"
-    inside = ((xy >= 0) & (xy < torch.tensor([W,H], device=xy.device))).all(-1)
-    return torch.cat([xy, (conf*inside)[...,None]], -1)
+
+def _unsure_outside(pose, H, W):
+    "`pose` (n,17,3) with confidence 0 outside a picture of (H,W)"
+    x, y, sure = pose.unbind(-1)
+    inside = (x>=0) & (x<W) & (y>=0) & (y<H)
+    return torch.stack([x, y, sure*inside], -1)
 
 # %% ../nbs/engine/04_augment.ipynb #cell0011
 class FlipPerson(RandomPerson):
@@ -66,7 +68,7 @@ class ShiftPerson(RandomPerson):
         windows = F.pad(x, (cols,cols,rows,rows)).unfold(2, H, 1).unfold(3, W, 1)    # all of them, nothing copied
         i, k = (by + by.new_tensor(self.pad)).unbind(1)
         return windows[torch.arange(len(x), device=x.device),:,i,k]
-    def move(self, pose, by, H, W): return _unsure_outside(pose[...,:2] - by.flip(1)[:,None], pose[...,2], H, W)
+    def move(self, pose, by, H, W): return _unsure_outside(pose - F.pad(by.flip(1), (0,1))[:,None], H, W)
 
 # %% ../nbs/engine/04_augment.ipynb #cell0018
 class ErasePerson(RandomPerson):
@@ -86,18 +88,18 @@ class ErasePerson(RandomPerson):
         size = (size*fits[...,None])[range(n), first]
         corner = (self.rand(n,2)*(picture-size+1)).floor()
         return torch.cat([corner, corner+size], 1)
-    def under(self, rects, x, y):
-        "Whether the points (x,y) lie under the rectangles (n,4,...)"
+    def under(self, rects, at):
+        "Whether the places `at` (...,2,...), as rows and columns, lie under the rectangles (n,4,...)"
         start, end = rects.split(2, 1)
-        return (y >= start[:,0]) & (y < end[:,0]) & (x >= start[:,1]) & (x < end[:,1])
+        return ((at>=start) & (at<end)).all(1)
     def paint(self, x, rects):
         H, W = x.shape[-2:]
-        rows = torch.arange(H, device=x.device)[:,None]
-        hole = self.under(rects[...,None,None], torch.arange(W, device=x.device), rows)
-        return x.masked_fill(hole[:,None], 0)
+        places = torch.ones(H, W, device=x.device).nonzero().T.view(1, 2, H, W)
+        return x.masked_fill(self.under(rects[...,None,None], places)[:,None], 0)
     def move(self, pose, rects, H, W):
-        hidden = self.under(rects[...,None], pose[...,0], pose[...,1])
-        return torch.cat([pose[...,:2], (pose[...,2]*~hidden)[...,None]], -1)
+        x, y, sure = pose.unbind(-1)
+        hidden = self.under(rects[...,None], torch.stack([y, x], 1))
+        return torch.stack([x, y, sure*~hidden], -1)
 
 # %% ../nbs/engine/04_augment.ipynb #cell0023
 class RotatePerson(RandomPerson):
@@ -121,6 +123,6 @@ class RotatePerson(RandomPerson):
         return F.grid_sample(x.float(), grid, mode=mode, align_corners=False).to(x.dtype)
     def move(self, pose, angle, H, W):
         c, s = angle.cos()[:,None], angle.sin()[:,None]
-        x, y = pose[...,0]-W/2, pose[...,1]-H/2
-        turned = torch.stack([c*x-s*y + W/2, s*x+c*y + H/2], -1)
-        return _unsure_outside(turned, pose[...,2], H, W)
+        x, y, sure = pose.unbind(-1)
+        x, y = x-W/2, y-H/2
+        return _unsure_outside(torch.stack([c*x-s*y + W/2, s*x+c*y + H/2, sure], -1), H, W)

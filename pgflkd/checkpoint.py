@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.basics import L, Callback, CancelFitException, CancelValidException, get_model, rank_distrib, set_seed
-from .errors import InputError, need
+from .errors import InputError, need, refusing
 from .files import write_whole
 
 # %% ../nbs/engine/12_checkpoint.ipynb #cell0007
@@ -34,15 +34,12 @@ class RunLog(Callback):
     def resume(self):
         "Load `file` if it is there; returns the epoch to go on with. Reads numbers, no code; raises `InputError`"
         if not self.file.exists(): return 0
-        try:
+        with refusing(f'{self.file}: is no checkpoint of this run', 'move it away to train this model from its start'):
             state = torch.load(self.file, map_location=self.dls.device, weights_only=True)
             self.learn.model.load_state_dict(state['model'])
             self.learn.create_opt()
             self.learn.opt.load_state_dict(state['opt'])
             self.rows = state['rows']
-        except Exception as e:                          # a broken file makes torch raise whatever it likes
-            raise InputError(f'{self.file}: is no checkpoint of this run ({type(e).__name__}); '
-                             'move it away to train this model from its start') from None
         return self.first
     def before_epoch(self): self.draw(self.epoch)
     def draw(self, epoch):

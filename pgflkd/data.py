@@ -409,7 +409,7 @@ def reid_dls(
     dls = ReIDDataLoaders(*loaders, path=path, device=default_device())
     return dls._with(df, poses, vocab=vocab, map_size=map_size, size=size, stats=stats)
 
-# %% ../nbs/course/03_data.ipynb #cell0063
+# %% ../nbs/course/03_data.ipynb #cell0065
 def _writes_settings(cb):
     "Can the `WandbCallback` write a number? With fastcore 2 that of fastai 2.8.12 asks a number for its attributes"
     try: sys.modules[type(cb).__module__]._format_config_value(0)

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'read_market', 'read_duke', 'read_occluded_reid', 'read_partial_reid', 'read_partial_ilids',
-           'read_msmt17', 'read_p_duke', 'READERS', 'read_cuhk03', 'occluded_duke_names', 'read_occluded_duke',
-           'read_data']
+           'read_msmt17', 'read_p_duke', 'READERS', 'read_cuhk03', 'read_occluded_duke', 'read_data']
 
 # %% ../nbs/engine/19_datasets.ipynb #cell0003
 import inspect, os, re
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
-from .errors import InputError, need
+from .errors import InputError, need, refusing
 from .files import list_pictures
 from .occlude import make_partial, paste_obstacles
 from .readers.folders import from_df, from_folders, from_names, from_one
@@ -41,7 +41,6 @@ class _Benchmark(NamedTuple):
     homes:tuple    # names of folders that may hold it, in small letters without signs
     layouts:tuple  # of `_Layout`, the likeliest first
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0008
 _CAM = r'(?P<pid>-?\d+)_c(?P<cam>[1-9]\d*)'          # 0002_c1s1_000451_03.jpg
 _ID  = r'(?P<pid>\d{3,4}(?=_)|\d{3})'                # 001_01.tif
 
@@ -72,9 +71,7 @@ _P_DUKE = (_Part('train', 'train/occluded_body_images', 0, '', True), _Part('tra
            _Part('query', 'test/occluded_body_images', 0, 'occluded', True),
            _Part('gallery', 'test/whole_body_images', 1))
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0009
 _ICME = 'icme2018occludedpersonreidentificationdatasets'
-
 BENCHMARKS = dict(
     market1501 = _Benchmark('Market-1501', ('market1501','market1501v150915','market','pytorch'), (_FLAT, _PERSON)),
     duke = _Benchmark('DukeMTMC-reID', ('dukemtmcreid','dukemtmc','duke','pytorch'), (_FLAT, _PERSON)),
@@ -98,12 +95,11 @@ BENCHMARKS = dict(
     p_duke = _Benchmark('P-DukeMTMC', ('pdukemtmcreid','pdukemtmc','pduke',_ICME), (
         _Layout('occluded and whole', _P_DUKE, r'(?P<pid>\d+)_'),)))
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0012
+# %% ../nbs/engine/19_datasets.ipynb #cell0010
 def _lines(path):
     "(number, line) of the list `path`, empty lines left out"
-    try: text = path.read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f'{path}: cannot be read as a list ({type(e).__name__}); unpack the benchmark again') from None
+    with refusing(f'{path}: cannot be read as a list', 'unpack the benchmark again'):
+        text = path.read_text(encoding='utf-8-sig')
     return [(i, line.strip()) for i,line in enumerate(text.splitlines(), 1) if line.strip()]
 
 def _listed(home, part):
@@ -146,7 +142,7 @@ def _rows(home, layout):
     df = df[(df.role=='gallery') | (df.pid>0)].reset_index(drop=True)
     return df if df.query_set.any() else df.drop(columns=['query_set','occluded'])
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0014
+# %% ../nbs/engine/19_datasets.ipynb #cell0012
 def _homes(root, names, depth=3):
     "`root` and the folders below it that bear one of `names`"
     found = [root]
@@ -154,29 +150,21 @@ def _homes(root, names, depth=3):
         if re.sub('[^a-z0-9]', '', o.name.lower()) in names and o.is_dir(): found += _homes(o, names, depth-1)
     return found
 
-def _fits(home, layout):
-    "Is there a folder, and its list if it needs one, for every role of `layout`?"
-    there = [p for p in layout.parts if (home/p.folder).is_dir() and (not p.names or (home/p.names).is_file())]
-    return {p.role for p in there}=={p.role for p in layout.parts}
 
-def _read_benchmark(
-    root:str|Path,   # folder of the benchmark, or one above it
-    format:str,      # a key of `BENCHMARKS`
-    only:tuple=(),   # titles of the layouts to try; (): all
-)->pd.DataFrame:     # fn, pid, camid (from 0), role, sorted by role and path; where known `query_set` and `occluded`
-    "Read the benchmark `format` below `root`; raises `InputError` if it is not there, or if a name does not parse"
+def _read_benchmark(root, format, only=()):
+    "The table of the benchmark `format` below `root`, in one of its layouts, or of those with a title in `only`"
     root, benchmark, wrong = Path(root).expanduser().absolute(), BENCHMARKS[format], []
     layouts = [o for o in benchmark.layouts if not only or o.title in only]
     folders = list(dict.fromkeys(p.folder for p in layouts[0].parts))
     need(root.is_dir(), f'{root}: no such folder; give the folder that holds {", ".join(folders)}')
-    for home in _homes(root, benchmark.homes):
-        for layout in layouts:
-            if not _fits(home, layout): continue
-            try: df = _rows(home, layout)
-            except InputError as e: wrong.append(e)
-            else:
-                df.attrs.update(dataset=format, layout=layout.title, home=str(home))
-                return df
+    for home, layout in product(_homes(root, benchmark.homes), layouts):
+        there = {p.role for p in layout.parts if (home/p.folder).is_dir() and (home/p.names).exists()}
+        if there!={p.role for p in layout.parts}: continue           # for some role there is no folder, or not its list
+        try: df = _rows(home, layout)
+        except InputError as e: wrong.append(e)
+        else:
+            df.attrs.update(dataset=format, layout=layout.title, home=str(home))
+            return df
     if wrong: raise wrong[0]
     raise InputError(_missing(root, benchmark.title, layouts[0].parts, folders))
 
@@ -188,7 +176,7 @@ def _missing(root, title, parts, folders):
     some = ', '.join([*has[:3], *['...']*(len(has)>3)]) or 'nothing'
     return f'{root}: no folder {", ".join(gone)}; it holds {some}; {title} has {", ".join(folders)}'
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0016
+# %% ../nbs/engine/19_datasets.ipynb #cell0014
 def _reader(format, about):
     "The public reader of a benchmark, which says `about` itself"
     def read(
@@ -219,11 +207,9 @@ def read_cuhk03(
     need(not wrong, f'{root}: these are the other boxes; change boxes=, or give the folder above')
     return _read_benchmark(root, 'cuhk03', (*halves[boxes], 'one half'))
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0034
-def occluded_duke_names(
-    lists:str|Path, # folder of train.list, query.list and gallery.list, one name a line
-)->pd.DataFrame:    # name, pid, camid, role
-    "The published lists of Occluded-Duke, from names alone (Miao et al. 2019)"
+# %% ../nbs/engine/19_datasets.ipynb #cell0032
+def _occluded_duke_names(lists):
+    "Name, pid, camid and role by train.list, query.list and gallery.list in the folder `lists` (Miao et al. 2019)"
     rows = []
     for role in ('train','query','gallery'):
         path = Path(lists)/f'{role}.list'
@@ -242,7 +228,7 @@ def read_occluded_duke(
     df = _read_benchmark(root, 'duke' if lists else 'occluded_duke')
     home = df.attrs['home']
     if lists:
-        df = _by_lists(occluded_duke_names(lists), Path(home))
+        df = _by_lists(_occluded_duke_names(lists), Path(home))
         df.attrs.update(dataset='occluded_duke', layout='DukeMTMC-reID and lists', home=home)
     elif (df.role=='train').sum()==16522:
         raise InputError(f'{home}: this is DukeMTMC-reID (16522 training pictures), not Occluded-Duke; '
@@ -261,7 +247,7 @@ def _by_lists(listed, home):
     df = listed[['pid','camid','role']].assign(fn=fns, place=listed.role.map(order))
     return df.sort_values(['place','fn'], kind='stable').reset_index(drop=True)[['fn','pid','camid','role']]
 
-# %% ../nbs/engine/19_datasets.ipynb #cell0039
+# %% ../nbs/engine/19_datasets.ipynb #cell0037
 READERS = dict(
     market1501=read_market, duke=read_duke, occluded_duke=read_occluded_duke, p_duke=read_p_duke, msmt17=read_msmt17,
     cuhk03=read_cuhk03, cuhk03_detected=partial(read_cuhk03, boxes='detected'), occluded_reid=read_occluded_reid,

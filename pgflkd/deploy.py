@@ -15,21 +15,21 @@ from typing import Callable
 import numpy as np
 from PIL import Image, ImageOps
 import pgflkd
-from .errors import InputError, extra, need
+from .errors import InputError, extra, need, refusing
 from .files import _to_rgb, fingerprint, open_picture, write_whole
 
 # %% ../nbs/engine/21_deploy.ipynb #cell0009
 def _card(text, path):
     "The card in the JSON `text` of the file `path`; refuses one from which no network can be built or fed"
     need(text, f'{path}: holds numbers but no pgflkd card; give a file that export wrote')
-    try:
+    with refusing(f'{path}: its card is damaged', 'export the network again'):
         card  = json.loads(text)
         sizes = np.array([*card['size'], card['stride'], card['width']])
         stats = np.array(card['stats'], float)
         good  = sizes.dtype.kind=='i' and len(sizes)==4 and sizes.min()>0 and sizes.max()<=2**14
         good  = good and stats.shape==(2, 3) and np.isfinite(stats).all() and stats[1].min()>0
-        need(good and isinstance(card['weights'], str) and isinstance(card['arch'], str|None), 'damaged')
-    except Exception: raise InputError(f'{path}: its card is damaged; export the network again') from None
+        good  = good and isinstance(card['weights'], str) and isinstance(card['arch'], str|None)
+        if not good: raise ValueError('a size, a mean or a deviation that cannot be')
     return card
 
 def _weights(tensors):
@@ -62,24 +62,18 @@ def _kept(plain):
     kept = plain.state_dict().items()
     return {name: o.contiguous() for name, o in kept if not name.startswith(('neck_g.fc', 'neck_a.fc'))}
 
-def _contents(path):
-    "The text of the card, or None, and the tensors in the file `path`"
-    from safetensors import safe_open
-    try:
-        with safe_open(str(path), 'pt') as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
-            return (file.metadata() or {}).get('pgflkd'), tensors
-    except Exception as e:                              # it says so in many ways
-        why = type(e).__name__
-        raise InputError(f'{path}: not readable as safetensors ({why}); give a file that export wrote') from None
 
 def load_student(
     path:str|Path, # .safetensors file that `export` wrote; 'student': the one that comes with the library
 ):                 # `Baseline` on the CPU, in eval mode: normalised pictures (B,3,H,W) -> (B,C), with its `.card`
     "The network in the file `path`, to look into it or to train on; raises `InputError` for any other file"
+    from safetensors import safe_open
     from pgflkd.baseline import reid_body
     path = _shipped(path)
-    text, tensors = _contents(path)
+    with refusing(f'{path}: not readable as safetensors', 'give a file that export wrote'):
+        with safe_open(str(path), 'pt') as file:
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            text = (file.metadata() or {}).get('pgflkd')
     card = _card(text, path)
     need(_weights(tensors)==card['weights'], f'{path}: holds other numbers than were written; export the network again')
     model = _rebuilt(reid_body(card['arch'], None, card['stride']), card, tensors, path)
@@ -93,22 +87,17 @@ def load_student(
 def _whole(model, card):
     "`model` with normalisation before it and unit length behind it: (B,3,H,W) in [0,1] -> (B,C)"
     import torch
-    class Whole(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-            mean, std = torch.tensor(card['stats'])[:, None, :, None, None]
-            self.register_buffer('mean', mean)
-            self.register_buffer('std', std)
-        def forward(self, x): return torch.nn.functional.normalize(self.model((x-self.mean)/self.std))
-    return Whole().eval()
+    from torchvision.transforms.v2.functional import normalize_image
+    class Whole(torch.nn.Sequential):
+        def forward(self, x): return torch.nn.functional.normalize(super().forward(normalize_image(x, *card['stats'])))
+    return Whole(model).eval()
 
 # %% ../nbs/engine/21_deploy.ipynb #cell0015
 def _run_torch(model, card, device='cpu'):
     "A function (B,3,H,W) array in [0,1] -> (B,C) array by `model` on `device`"
     import torch
-    try: whole = _whole(model, card).to(device)
-    except (AssertionError, RuntimeError) as e: raise InputError(f'device {device}: {e}') from None
+    with refusing(f'device {device} cannot be used', 'leave it out'):
+        whole = _whole(model, card).to(device)
     @torch.inference_mode()
     def run(x): return whole(torch.from_numpy(x).to(device)).float().cpu().numpy()
     return run
@@ -118,9 +107,8 @@ def _run_onnx(path):
     onnx = extra('onnxruntime')
     options = onnx.SessionOptions()
     options.log_severity_level = 3
-    try: session = onnx.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
-    except Exception as e:
-        raise InputError(f'{path}: not readable as ONNX ({type(e).__name__}); give a file that export wrote') from None
+    with refusing(f'{path}: not readable as ONNX', 'give a file that export wrote'):
+        session = onnx.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     card     = _card(session.get_modelmeta().custom_metadata_map.get('pgflkd'), path)
     ends     = [*session.get_inputs(), *session.get_outputs()]
     found    = [(o.type, *o.shape[1:]) for o in ends]

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Callable
 import numpy as np, torch
 from fastai.torch_core import default_device
-from .errors import InputError, extra, need
+from torchvision.transforms.functional import to_tensor
+from .errors import InputError, extra, need, refusing
 from .files import fingerprint, list_pictures, open_picture, with_bar
 from .keypoints import KeypointStore
 from .readers.poses import to_coco
@@ -86,13 +87,9 @@ class ViTPose:
         device:str|None=None,                             # where it runs; None: fastai's default
     ):
         hf = extra('transformers')
-        try:
+        with refusing(f'{weights}: cannot be loaded by transformers', 'give a local folder, or connect'):
             self.proc = hf.VitPoseImageProcessor.from_pretrained(weights)
             self.net = hf.VitPoseForPoseEstimation.from_pretrained(weights)
-        except (OSError, ValueError) as e:
-            why = str(e).splitlines()[0][:100]
-            raise InputError(f'{weights}: cannot be loaded by transformers ({why}); '
-                             'give a local folder, or a name and a network connection') from None
         self.device = torch.device(device or default_device())
         self.net.eval().to(self.device)
         self.experts = getattr(self.net.config.backbone_config, 'num_experts', 1)
@@ -105,8 +102,8 @@ class ViTPose:
         if self.experts>1:                                                      # ViTPose++: the expert for COCO
             x['dataset_index'] = torch.zeros(len(ims), dtype=torch.long, device=self.device)
         found = self.proc.post_process_pose_estimation(self.net(**x), boxes=boxes)
-        joints = [torch.cat([o['keypoints'], o['scores'].reshape(-1,1)], 1).cpu().numpy() for o, in found]
-        return np.stack([to_coco(o) for o in joints])
+        joints = [torch.column_stack([o['keypoints'], o['scores']]) for o, in found]
+        return to_coco(torch.stack(joints).cpu())
 
 # %% ../nbs/engine/16_estimate.ipynb #cell0027
 class KeypointRCNN:
@@ -121,26 +118,23 @@ class KeypointRCNN:
         body = detection.backbone_utils.resnet_fpn_backbone(backbone_name=arch, weights=None)
         self.net = detection.KeypointRCNN(body, num_classes=2, min_size=min_size, max_size=3*min_size)
         need(weights=='coco' or Path(weights).is_file(), f"{weights}: no such file; give a state dict, or 'coco'")
-        try: self.net.load_state_dict(self._state(weights))
-        except Exception as e:
-            why = str(e).splitlines()[0][:100]
-            raise InputError(f'{weights}: is no state dict of a Keypoint R-CNN with {arch} ({why})') from None
+        with refusing(f'{weights}: is no state dict of a Keypoint R-CNN with {arch}', 'give one, or its arch='):
+            coco = detection.KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
+            if weights=='coco': state = coco.get_state_dict(progress=False)
+            else: state = torch.load(weights, map_location='cpu', weights_only=True)
+            self.net.load_state_dict(state)
         self.device = torch.device(device or default_device())
         self.net.eval().to(self.device)
         self.name = f'rcnn-{arch}-{Path(str(weights)).stem}'
-    def _state(self, weights):
-        "The state dict in the file `weights`, or torchvision's"
-        from torchvision.models.detection import KeypointRCNN_ResNet50_FPN_Weights as coco
-        if weights=='coco': return coco.DEFAULT.get_state_dict(progress=False)
-        return torch.load(weights, map_location='cpu', weights_only=True)
+
     def __repr__(self): return self.name
     @torch.no_grad()
     def __call__(self, ims):
-        found = self.net([torch.from_numpy(np.array(o)).permute(2,0,1).to(self.device)/255 for o in ims])
-        people = {str(i): self._people(o) for i,o in enumerate(found)}
-        return KeypointStore.from_people(people, {str(i): im.size[::-1] for i,im in enumerate(ims)}).joints
-    def _people(self, found):
-        "[(joints (17,3), score)] of everybody in one picture"
-        sure = torch.sigmoid(found['keypoints_scores']-2)              # logits; 2 is where Detectron draws a joint
-        joints = torch.cat([found['keypoints'][...,:2], sure[...,None]], -1).cpu().numpy()
-        return list(zip(joints, found['scores'].tolist()))
+        found = self.net([to_tensor(im).to(self.device) for im in ims])
+        people, sizes = {}, {}
+        for i,(o, im) in enumerate(zip(found, ims)):
+            joints = o['keypoints'].clone()
+            joints[...,2] = torch.sigmoid(o['keypoints_scores']-2)     # logits; 2 is where Detectron draws a joint
+            people[str(i)] = list(zip(joints.cpu().numpy(), o['scores'].tolist()))
+            sizes[str(i)] = im.size[::-1]
+        return KeypointStore.from_people(people, sizes).joints

@@ -7,10 +7,11 @@ __all__ = ['PICTURES', 'list_pictures', 'open_picture', 'write_whole', 'file_sum
            'made_once', 'with_bar', 'check_pictures', 'file_state']
 
 # %% ../nbs/engine/02_files.ipynb #cell0003
-import contextlib, hashlib, json, os, shutil, tempfile
+import contextlib, hashlib, json, os, shutil, sys, tempfile
 from pathlib import Path
 from typing import Callable
 import numpy as np
+from fastcore.imports import IN_NOTEBOOK
 from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from .errors import InputError, need
@@ -168,8 +169,8 @@ def with_bar(
     items,          # a list
     least:int=1000, # how many there must be
 ):                  # `items`
-    "`items` with a bar that says how long they will take, if there are many"
-    if len(items)<least: return items
+    "`items` with a bar that says how long they will take, if there are many and somebody looks"
+    if len(items)<least or not (IN_NOTEBOOK or sys.stdout.isatty()): return items
     from fastprogress.fastprogress import progress_bar
     return progress_bar(items, leave=False)
 

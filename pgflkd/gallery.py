@@ -6,30 +6,26 @@
 __all__ = ['Qdrant', 'Gallery']
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0003
-import contextlib, io, json, os, re, shutil, uuid
+import contextlib, io, json, os, re, uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fastcore.basics import patch
 from .deploy import Embedder, load_embedder
-from .errors import InputError, extra, need
-from .files import file_sum, locked, open_picture, write_whole
+from .errors import InputError, extra, need, refusing
+from .files import file_sum, locked, write_whole
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0007
 def _tidy(table):
     "The columns fn, pid, camid, time, content in the form that is kept, '' or missing where nothing is known"
-    tidy = pd.DataFrame(index=range(len(table)))
-    for column in ('fn', 'pid', 'camid', 'content'):
-        given = table[column] if column in table else ['']*len(table)
-        texts = [_label(o) for o in given]
-        whole = column in ('pid', 'camid') and all(re.fullmatch(r'(0|-?[1-9]\d{0,17})?', o) for o in texts)
-        if whole: tidy[column] = pd.array([int(o) if o else None for o in texts], 'Int64')
-        else: tidy[column] = pd.Series(texts, dtype=object)
-    times = table['time'] if 'time' in table else [np.nan]*len(table)
-    tidy.insert(3, 'time', np.array([_seconds(o) for o in times], float))
+    table = table.reindex(columns=['fn', 'pid', 'camid', 'time', 'content']).reset_index(drop=True)
+    tidy  = table.drop(columns='time').map(_label).astype(object)
+    for column in ('pid', 'camid'):
+        whole = tidy[column].str.fullmatch(r'(0|-?[1-9]\d{0,17})?').all()
+        if whole: tidy[column] = pd.array([int(o) if o else None for o in tidy[column]], 'Int64')
+    tidy.insert(3, 'time', np.array([_seconds(o) for o in table['time']], float))
     return tidy
 
 def _label(value):
@@ -59,13 +55,13 @@ def _read_facts(folder):
     "What `gallery.json` says; raises `InputError` if there is none, or if something in it is of another kind"
     file = folder/'gallery.json'
     need(file.is_file(), f'{folder}: no gallery; make one with pgflkd_embed PICTURES --model FILE --out {folder}')
-    try:
+    with refusing(f'{file}: is damaged', 'restore it, or embed into a new folder'):
         facts = dict(flip=False) | json.loads(file.read_bytes())
-        for name, kind in _FACTS.items(): need(isinstance(facts[name], kind), name)
+        wrong = [name for name, kind in _FACTS.items() if not isinstance(facts[name], kind)]
         features, table = facts['files']
-        need(re.fullmatch(r'features-\d+\.npy', features) and re.fullmatch(r'table-\d+\.csv', table), 'files')
+        named = re.fullmatch(r'features-\d+\.npy', features) and re.fullmatch(r'table-\d+\.csv', table)
+        if wrong or not named: raise ValueError(f'{wrong or "files"} of another kind')
         if facts['threshold']: float(facts['threshold']['threshold'] + facts['threshold']['far'])
-    except Exception: raise InputError(f'{file}: is damaged; restore it, or embed into a new folder') from None
     return facts
 
 def _read_table(file):
@@ -108,15 +104,19 @@ class _Moment:
         except Exception: raise InputError(f'{table}: is damaged, or its features are; restore both') from None
         good = self.features.shape==(len(self.table), self.facts['width']) and self.features.dtype==np.float32
         need(good, f'{table}: does not fit its features; restore both, or embed into a new folder')
-    def mask(self, camera, not_camera, time):
-        "Which rows may be found; a row whose camera or time is not known never fits one that is asked for"
-        keep, seen_by = np.ones(len(self.table), bool), self.table.camid.astype(str)
-        if camera     is not None: keep &=  seen_by.isin(camera).to_numpy()
-        if not_camera is not None: keep &= ~seen_by.isin(not_camera).to_numpy()
-        start, end = time
-        if start is not None: keep &= (self.table.time>=start).to_numpy()      # nan is neither before nor after
-        if end   is not None: keep &= (self.table.time<=end).to_numpy()
-        return keep
+    def fits(self, camera, not_camera, time):
+        "Which rows may be found (n,); a row whose camera or time is not known never fits one that is asked for"
+        fits = pd.Series(True, self.table.index)
+        for given, wanted in ((camera, True), (not_camera, False)):
+            if given is None: continue
+            names = [_label(o) for o in ([given] if np.isscalar(given) else given)]
+            fits &= self.table.camid.astype(str).isin(names)==wanted
+        bounds = [_seconds(o) for o in time or (None, None)]
+        need(len(bounds)==2, f'time {time}: give (from, to), None for open')
+        start, end = bounds
+        if pd.notna(start): fits &= self.table.time>=start                     # nan is neither before nor after
+        if pd.notna(end): fits &= self.table.time<=end
+        return fits.to_numpy()
     def cosines(self, queries):
         "For each of `queries` (q,C) its cosines with all rows (n,)"
         for i in range(0, len(queries), 64): yield from queries[i:i+64]@self.features.T
@@ -129,11 +129,11 @@ def _best(scores, top):
     near = np.flatnonzero(scores>=np.partition(scores, -top)[-top])
     return near[np.argsort(-scores[near], kind='stable')][:top]
 
-def _by_numpy(moment, queries, top, where):
-    "For each of `queries` (q,C) the places and the cosines of the `top` nearest rows that fit `where`"
-    found, hidden = [], ~moment.mask(**where)
+def _by_numpy(moment, queries, top, fits):
+    "For each of `queries` (q,C) the places and the cosines of the `top` nearest rows of those that `fits` (n,) marks"
+    found = []
     for scores in moment.cosines(queries):
-        scores[hidden] = -np.inf
+        scores[~fits] = -np.inf
         places = _best(scores, top)
         found.append((places, scores[places]))
     return found
@@ -151,11 +151,10 @@ class Qdrant:
         self.client  = client.QdrantClient(server) if isinstance(server, str) else server
         self.params  = client.models.SearchParams(exact=True) if exact else None
         self.options = options
-    def __call__(self, moment, queries, top, where):
-        "For each of `queries` (q,C) the places and cosines of the `top` nearest rows that fit `where`"
-        m, name = self.models, f'pgflkd-{moment.facts["id"]}'
+    def __call__(self, moment, queries, top, fits):
+        "For each of `queries` (q,C) the places and cosines of the `top` nearest rows of those that `fits` (n,) marks"
+        m, name, found = self.models, f'pgflkd-{moment.facts["id"]}', []
         with locked(moment.folder/'.qdrant'): self._update(name, moment)
-        fits, found = moment.mask(**where), []
         rule = None if fits.all() else m.Filter(must=[m.HasIdCondition(has_id=np.flatnonzero(fits).tolist())])
         for q in queries:
             how  = dict(query_filter=rule, limit=top, search_params=self.params)
@@ -297,7 +296,6 @@ def delete(self:Gallery,
         if not keep.all(): self._change(keep)
     return int((~keep).sum())
 
-# %% ../nbs/engine/22_gallery.ipynb #cell0023
 @patch
 def fill(self:Gallery,
     table:pd.DataFrame,           # fn, and pid, camid, time as far as known
@@ -347,7 +345,7 @@ def _replace(self:Gallery, rows, bs):
     if pixels: self._change(~self.table.fn.isin(good.fn).to_numpy(), self._features([*pixels.values()], bs), good)
     return lost
 
-# %% ../nbs/engine/22_gallery.ipynb #cell0026
+# %% ../nbs/engine/22_gallery.ipynb #cell0025
 @patch
 def search(self:Gallery,
     query,                        # path, PIL picture, bytes (H,W,3), feature (C,); or a list, or features (n,C)
@@ -365,8 +363,8 @@ def search(self:Gallery,
     features, moment = self._features(query), self._now()
     if together: features = self._features(features.mean(0))
     elif threshold is None and moment.facts['threshold']: threshold = moment.facts['threshold']['threshold']
-    where = _where(camera, not_camera, time)
-    found = self._by(moment, features, max(top, 200) if rerank else top, where)
+    fits  = moment.fits(camera, not_camera, time)
+    found = self._by(moment, features, max(top, 200) if rerank else top, fits)
     if rerank: found = [_reordered(rerank, moment, q, *o) for q, o in zip(features, found)]
     answers = [_answer(moment.table, places[:top], scores[:top], threshold) for places, scores in found]
     many = isinstance(query, (list, tuple)) or getattr(query, 'ndim', 1) in (2, 4)
@@ -386,13 +384,6 @@ def _answer(table, places, scores, threshold):
     answer.insert(1, 'match', pd.array(match, 'boolean'))
     return answer
 
-def _where(camera, not_camera, time):
-    "What a row must fit, in the form of the table"
-    def labels(given): return [_label(o) for o in ([given] if np.isscalar(given) else given)]
-    cameras = [None if o is None else labels(o) for o in (camera, not_camera)]
-    bounds  = [None if o is None else _seconds(o) for o in time or (None, None)]
-    need(len(bounds)==2, f'time {time}: give (from, to), None for open')
-    return dict(camera=cameras[0], not_camera=cameras[1], time=bounds)
 
 @patch
 def check(self:Gallery)->int: # how many rows there are
@@ -401,7 +392,7 @@ def check(self:Gallery)->int: # how many rows there are
         need(file_sum(self.folder/name)==known, f'{self.folder/name}: is not what was written (checksum); restore it')
     return len(self)
 
-# %% ../nbs/engine/22_gallery.ipynb #cell0039
+# %% ../nbs/engine/22_gallery.ipynb #cell0038
 def _rivals(moment):
     "For a picture of each person, the cosines of the nearest stranger and of the person by another camera (-2: none)"
     people, cameras = (np.array([_label(o) for o in moment.table[column]]) for column in ('pid', 'camid'))

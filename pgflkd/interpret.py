@@ -210,9 +210,9 @@ def spread_queries(
     if len(first)>=n: rows = first
     return [int(rows[i]) for i in np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int)]
 
-_LEGEND = ('left: the query; green ✓: the same person, seen by other cameras; red ✗: another\n'
-           'number: distance (to be compared within its row); AP: average precision of the whole\n'
-           'list, 100% if all pictures of the person come before all others')
+_LEGEND = ('left: the query; green ✓: the same person by another camera; red ✗: another person\n'
+           'number: distance, to be compared within its row; AP: average precision of the\n'
+           'whole list, 100% if all pictures of the person come before all others')
 
 def ranking_picture(
     interps:dict, # name of a model -> its `RetrievalInterpretation`

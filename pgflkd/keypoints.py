@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .errors import InputError, need
+from .errors import InputError, need, refusing
 from .files import open_picture, write_whole
 
 # %% ../nbs/engine/14_keypoints.ipynb #cell0006
@@ -24,16 +24,15 @@ class KeypointStore:
     source:str='keypoints'  # what error messages call it
     format:str='store'      # what it was read from
     def __post_init__(self):
-        try:
+        with refusing(f'{self.source}: cannot be used', 'names must be text and joints numbers'):
             self.names = np.asarray(self.names, str)
             self.joints = np.array(self.joints, np.float32)
-        except (ValueError, TypeError, UnicodeDecodeError):
-            raise InputError(f'{self.source}: names must be text and joints numbers') from None
         self._check_shapes()
         self.joints[~np.isfinite(self.joints).all(-1)] = 0
-        top = self.joints[...,2].max(initial=0)
+        sure = self.joints[...,2]
+        top = sure.max(initial=0)
         self._need(top<=10, f'confidences run to {top:g}; divide them, 1 means certain')
-        self.joints[...,2] = self.joints[...,2].clip(0, 1)
+        sure.clip(0, 1, out=sure)
         self._check_places()
     def __len__(self): return len(self.names)
     def __repr__(self):
@@ -50,20 +49,19 @@ class KeypointStore:
         twice = self.names[pd.Index(self.names).duplicated()]
         again = f'the name {"".join(twice[:1])} occurs twice; put the folder before the name, or drop one'
         self._need(not len(twice), again)
-        try: self.size = np.broadcast_to(np.asarray(self.size, int), (n,2))
-        except (ValueError, TypeError, OverflowError):
-            raise InputError(f'{self.source}: size must be (H,W) for all or ({n},2), one for each name') from None
+        with refusing(f'{self.source}: cannot be used', f'size must be (H,W) for all or ({n},2), one for each name'):
+            self.size = np.broadcast_to(np.asarray(self.size, int), (n,2))
     def _check_places(self):
         "Refuse joints of pictures of another size; a joint outside of its picture is not seen"
-        xy, size = self.joints[...,:2], self.size[:,None,::-1]       # x, y, and width, height
-        seen = self.joints[...,2]>.3
-        far = ((xy < -.25*size) | (xy > 1.25*size)).any(-1) & seen
+        xy, seen = self.joints[...,:2], self.joints[...,2]>.3
+        from_middle = abs(xy/self.size[:,None,::-1] - .5)            # in widths and heights of the picture
+        far = (from_middle>.75).any(-1) & seen
         first = ' x '.join(map(str, self.size[:1].ravel()))
         self._need(far.sum() <= .5*seen.sum(),
                    f'most joints lie outside of pictures of {first} pixels (H x W); give the right size=(H,W)')
         self._need(seen.sum()<=17 or xy[seen].max()>1.5,
                    'coordinates run from 0 to 1; multiply them by width and height of the pictures')
-        self.joints[((xy < 0) | (xy > size)).any(-1), 2] = 0
+        self.joints[(from_middle>.5).any(-1), 2] = 0
 
 # %% ../nbs/engine/14_keypoints.ipynb #cell0011
 @patch
@@ -78,12 +76,6 @@ def save(self:KeypointStore,
 
 _LARGEST = 3*2**30   # bytes that a store may unpack to
 
-def _arrays(path):
-    "The arrays of the store `path`; refuses one that unpacks to too much, before anything is unpacked"
-    with zipfile.ZipFile(path) as z: n = sum(o.file_size for o in z.infolist())
-    why = f'unpacks to {n/2**30:.1f} GB, more than the joints of ten million people; split it, or distrust it'
-    need(n<=_LARGEST, f'{path}: {why}')
-    with np.load(path) as z: return {k: z[k] for k in z if k in ('names','joints','coco17','size')}
 
 @patch(cls_method=True)
 def load(cls:KeypointStore,
@@ -94,30 +86,23 @@ def load(cls:KeypointStore,
     path = Path(path).expanduser()
     need(path.exists(), f'{path}: no such file; give the .npz that holds the keypoints')
     need(path.suffix=='.npz', f'{path}: is no .npz; write one with pgflkd_pose PICTURES --convert {path}')
-    try: arrays = _arrays(path)
-    except InputError: raise
-    except Exception as e:      # a stranger's file: NumPy, zipfile and zlib raise whatever they like
-        why = f'cannot be read as an .npz of plain arrays ({type(e).__name__}); write it anew, names as strings'
-        raise InputError(f'{path}: {why}') from None
+    with refusing(f'{path}: cannot be read as an .npz of plain arrays', 'write it anew, names as strings'):
+        with zipfile.ZipFile(path) as z: n = sum(o.file_size for o in z.infolist())      # before it is unpacked
+        why = f'unpacks to {n/2**30:.1f} GB, more than the joints of ten million people; split it, or distrust it'
+        need(n<=_LARGEST, f'{path}: {why}')
+        with np.load(path) as z: arrays = {k: z[k] for k in z if k in ('names','joints','coco17','size')}
     joints = arrays.get('joints', arrays.get('coco17'))
     why = f'needs names (n,) and joints or coco17 (n,17,3); it holds {", ".join(arrays) or "neither"}'
     need(joints is not None and 'names' in arrays, f'{path}: {why}')
     return cls(arrays['names'], joints, arrays.get('size', size), str(path))
 
 # %% ../nbs/engine/14_keypoints.ipynb #cell0018
-@patch
-def rows(self:KeypointStore,
-    df:pd.DataFrame, # the table; only `fn` is read
-)->np.ndarray:       # (len(df),) place of each picture in the store, -1 if it is not there
-    "Find the pictures of `df` by as many last parts of the path as names have, else fewer; with or without the ending"
-    return find_names(self.names.tolist(), df.fn)
-
 def find_names(
     names:list,  # file names, or the last parts of paths, with an ending or without
-    paths:list,  # of pictures
+    paths:list,  # of pictures, for example the column `fn` of a table
 )->np.ndarray:   # place in `names` of each of `paths`, -1 if it is not there
-    "Find `paths` among `names` by as many last parts as names have, else fewer"
-    at = {name: i for i,name in enumerate(names)}
+    "Find `paths` among `names` by as many last parts as names have, else fewer; with or without the ending"
+    at = {str(name): i for i,name in enumerate(names)}
     depth = max((name.count('/') for name in at), default=0) + 1
     return np.array([_find(at, Path(path), depth) for path in paths], int)
 
@@ -133,39 +118,33 @@ def _find(at, path, depth):
 # %% ../nbs/engine/14_keypoints.ipynb #cell0022
 @patch
 def align(self:KeypointStore,
-    df:pd.DataFrame,  # the table: fn, maybe role
-    least:float=.5,   # share of the training pictures that must have a pose; without any, of all that must be found
+    df:pd.DataFrame,  # the table: fn, maybe role and pid
 )->np.ndarray:        # (len(df),17,3) float32, zeros for a picture that is not in the store
-    "The joints of each row of `df`; raises `InputError` if too few have a pose, or if pictures have another size"
-    row = self.rows(df)
+    "The joints of each row of `df`; raises `InputError` if most have no pose, one fits two people, or sizes differ"
+    row = find_names(self.names, df.fn)
     joints = np.concatenate([self.joints, np.zeros((1,17,3), np.float32)])[row]
     train = (df.role=='train').to_numpy() if 'role' in df else row<-1
-    if train.any(): self._need_poses(df.fn[train], joints[train,:,2].max(1)>0, least, 'training pictures')
-    else: self._need_poses(df.fn, row>=0, least, 'pictures')
-    self._check_sizes(df.fn[row>=0], row[row>=0])
-    self._check_people(df[row>=0], row[row>=0])
+    if train.any(): self._need_poses(df.fn[train], joints[train,:,2].max(1)>0, 'training pictures')
+    else: self._need_poses(df.fn, row>=0, 'pictures')
+    self._check_found(df[row>=0], row[row>=0])
     return joints
 
 @patch
-def _need_poses(self:KeypointStore, fns, known, least, of):
-    "Refuse if fewer than the share `least` of the pictures `fns` is `known`"
+def _need_poses(self:KeypointStore, fns, known, of):
+    "Refuse if fewer than half of the pictures `fns` are `known`"
     gone = ', '.join(fns[~known].map(os.path.basename)[:3])
-    self._need(known.sum() >= least*len(known), f'has a pose for {known.sum()} of {len(known)} {of}; it lacks {gone}'
-         f' and its names look like {", ".join(self.names[:3])}; give the keypoints of these pictures')
+    self._need(2*known.sum() >= len(known), f'has a pose for {known.sum()} of {len(known)} {of}; it lacks {gone}'
+               f' and its names look like {", ".join(self.names[:3])}; give the keypoints of these pictures')
 
 @patch
-def _check_people(self:KeypointStore, df, rows):
-    "Refuse one pose for two people: for example the pictures `0.jpg` of two folders"
+def _check_found(self:KeypointStore, df, rows):
+    "Refuse one pose for two people, for example the pictures `0.jpg` of two folders; look at the size of some twenty"
     people = df.pid.groupby(rows).nunique() if 'pid' in df else pd.Series(dtype=int)
     shared = self.names[people.index[people>1]]
     self._need(not len(shared), f'the name {"".join(shared[:1])} fits pictures of several people; '
                'estimate the poses of the whole folder, so that names keep their folders')
-
-@patch
-def _check_sizes(self:KeypointStore, fns, rows):
-    "Compare about twenty of the pictures `fns` with the sizes in `rows`"
     step = max(1, len(rows)//20)
-    for fn,row in zip(fns[::step], rows[::step]):
+    for fn,row in zip(df.fn[::step], rows[::step]):
         try: H, W = open_picture(fn).size[::-1]
         except InputError: continue              # training, which needs the picture, will say so
         h, w = self.size[row]
@@ -178,7 +157,7 @@ def coverage(self:KeypointStore,
     df:pd.DataFrame, # the table: fn, role
 )->pd.DataFrame:     # by role: pictures, share found, share with a pose, mean number of joints above .3
     "How much of `df` the store knows"
-    row = self.rows(df)
+    row = find_names(self.names, df.fn)
     sure = np.where((row<0)[:,None], 0, self.joints[row,:,2])
     each = pd.DataFrame(dict(role=df.role.to_numpy(), pictures=1, found=row>=0))
     each = each.assign(posed=(sure>0).any(1), joints=(sure>.3).sum(1))
@@ -213,9 +192,9 @@ def from_people(cls:KeypointStore,
 
 def _chosen(found, size):
     "The joints of the person meant, of a list of (joints, score)"
-    found = [(joints, score) for joints,score in found if np.isfinite(score)]
+    found = [o for o in found if np.isfinite(o[1])]
     if not found: return np.zeros((17,3))
-    joints = np.array([o for o,_ in found], float)
-    scores = [score for _,score in found]
+    joints, scores = map(np.array, zip(*found))
     joints[~np.isfinite(joints).all(-1)] = 0
-    return joints[np.lexsort((scores, crop_weights(joints, scores, size)))[-1] if len(found)>1 else 0]
+    best = np.lexsort((scores, crop_weights(joints, scores, size)))[-1] if len(found)>1 else 0
+    return joints[best]

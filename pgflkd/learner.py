@@ -53,7 +53,7 @@ class ReIDAdam(OptimWrapper):
     @property
     def hypers(self): return [{k: v for k,v in group.items() if v is not None} for group in super().hypers]
 
-# %% ../nbs/course/11_learner.ipynb #cell0014
+# %% ../nbs/course/11_learner.ipynb #cell0013
 @dataclass(frozen=True)
 class Recipe:
     "How to train: the only defaults of library, commands and plans"
@@ -78,7 +78,7 @@ class Recipe:
 PAPER = Recipe((384,128), 16, 64, 16, 120, 3.5e-4, 'paper', False, 'resnet50', 'imagenet')
 QUICK = Recipe((128,64), 8, 64, 4, 4, 3.5e-4, 'cycle', True, 'mobilenet_v2', 'student')
 
-# %% ../nbs/course/11_learner.ipynb #cell0019
+# %% ../nbs/course/11_learner.ipynb #cell0018
 def paper_lr(
     pct:float,                   # share of the training that is done, 0 to 1
     lr:float=3.5e-4,             # rate after the warm-up
@@ -89,7 +89,7 @@ def paper_lr(
     climb = min(1., 0.01 + 0.99*pct/warmup) if warmup else 1.
     return lr * climb * 0.1**sum(pct>=step for step in steps)
 
-# %% ../nbs/course/11_learner.ipynb #cell0022
+# %% ../nbs/course/11_learner.ipynb #cell0021
 @patch
 def fit_recipe(
     self:Learner,
@@ -107,7 +107,7 @@ def fit_recipe(
     schedule = ParamScheduler({'lr': partial(paper_lr, lr=lr)})
     self.fit(epochs, lr, cbs=[schedule, *L(cbs)], start_epoch=start_epoch)
 
-# %% ../nbs/course/11_learner.ipynb #cell0024
+# %% ../nbs/course/11_learner.ipynb #cell0023
 def _body(dls, arch, weights, recipe):
     "The backbone whose map has the size of the part maps in `dls`"
     if weights=='recipe': weights = None if isinstance(arch, nn.Module) else recipe.weights
@@ -147,7 +147,7 @@ def baseline_learner(
     unit = recipe.unit_triplet if unit_triplet is None else unit_triplet
     return _learner(dls, model, [ReID(unit=unit)], terms, recipe, **kwargs)
 
-# %% ../nbs/course/11_learner.ipynb #cell0026
+# %% ../nbs/course/11_learner.ipynb #cell0025
 @delegates(_learner, but=['model','built'])
 def pgflkd_learner(
     dls:DataLoaders,              # from `reid_dls`, with joints

@@ -22,22 +22,24 @@ from .world.camera import hide_joints, obstacle_layer
 from .world.scenery import OBSTACLES
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0009
-def _camera_obstacles(camid, size, seed=0, cover=(.3,.6)):
-    """Two or three obstacles before the camera `camid` for pictures of `size`, each hiding a share of `cover`: (kind,
-    (4,H+2m,W+2m) with colours times alpha, m = H//16); the same `seed` gives every camera the same ones"""
+_COVER = .3, .6      # share of a picture that an obstacle hides, from and to
+
+def _camera_obstacles(camid, size, seed=0):
+    """Two or three obstacles before the camera `camid` for pictures of `size`: (kind, (4,H+2m,W+2m) with colours times
+    alpha, m = H//16); the same `seed` gives every camera the same ones"""
     rng, own = np.random.default_rng([seed, camid]), []
     n = rng.integers(2,4)
     light = float(rng.uniform(.7,1.))
     for kind in rng.permutation(OBSTACLES).tolist():
-        layer = _large_enough(kind, size, cover, rng)
+        layer = _large_enough(kind, size, rng)
         if layer is not None: own.append((kind, _softened(layer, light)))
         if len(own)==n: return own
-    need(own, f'cover={cover}: no obstacle hides that share of a picture; take something like (.3, .6)')
+    need(own, f'pictures of {size}: no obstacle hides {_COVER} of one; give larger pictures')
     return own
 
-def _large_enough(kind, size, cover, rng):
-    "An obstacle that hides a share of `cover` of the picture, None if 40 draws find none"
-    (H, W), (least, most) = size, cover
+def _large_enough(kind, size, rng):
+    "An obstacle that hides a share in `_COVER` of the picture, None if 40 draws find none"
+    (H, W), (least, most) = size, _COVER
     m = H//16
     for _ in range(40):                                          # `obstacle_layer` promises a height, we need an area
         layer = obstacle_layer(kind, rng.uniform(.3,.9), size, rng)
@@ -134,21 +136,19 @@ def paste_obstacles(
     seed:int=0,                   # obstacles of the cameras, and which of them hides whom
     out:str|Path|None=None,       # folder for the copies; None: one in the cache (see `files.cache_folder`)
     joints:np.ndarray|None=None,  # (len(df),17,3) in pixels of the pictures, row by row; None: nobody has a pose
-    role:str='query',             # whose holistic pictures are copied
-    cover:tuple=(.3,.6),          # share of the picture that an obstacle hides
 )->tuple:                         # the table with the copies behind it, and joints (n,17,3) for its rows
-    "Add a copy of each holistic picture of `role`, hidden by an obstacle of its camera; joints under it drop to .05"
+    "Add a copy of each holistic query, hidden by an obstacle of its camera; joints under it drop to .05"
     df, joints = _prepared(df, joints)
-    rows = _whole(df, role, 'occluded')
+    rows = _whole(df, 'query', 'occluded')
     size = open_picture(df.fn[rows[0]]).size[::-1]
-    obstacles = cache(partial(_camera_obstacles, size=size, seed=seed, cover=cover))
+    obstacles = cache(partial(_camera_obstacles, size=size, seed=seed))
     def paste(i, im, mask, pose):
         rng = np.random.default_rng([seed, i])
         kind, layer = _usual(obstacles(int(df.camid[i])), size, rng, im.shape[:2])
         made, covered = _behind(layer, im, mask, pose)
         return made, dict(obstacle=kind, covered=covered)
-    new, poses = _made('occluded', out, df, joints, rows, paste, seed, cover)
-    return _added(df, joints, new.assign(occluded=True, query_set='occluded' if role=='query' else ''), poses)
+    new, poses = _made('occluded', out, df, joints, rows, paste, seed)
+    return _added(df, joints, new.assign(occluded=True, query_set='occluded'), poses)
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0022
 def _drawn(df, seed, role):
@@ -164,7 +164,8 @@ def _drawn(df, seed, role):
 def _cut(keep, i, im, mask, pose):
     "((picture, mask, pose) of row `i`, cut as `keep` says, nothing to note)"
     h = round(im.shape[0]/keep[i])
-    pose = np.where((pose[:,1]<h)[:,None], pose, pose*[1,1,0]).astype(np.float32)
+    pose = pose.copy()
+    pose[~(pose[:,1]<h), 2] = 0
     return (im[:h], mask[:h], pose), {}
 
 def make_partial(
@@ -202,21 +203,21 @@ class HidePerson(RandomPerson):
         self.cover, self.looks = cover, looks
         self.bank = None
     def draw(self, n, H, W):                     # (n,4,H,W) what stands before each: colours and opacity
-        m = H//16
-        if self.bank is None or self.bank.shape[-2:]!=(H+2*m,W+2*m): self.bank = self.obstacles((H,W))
-        which = (self.rand(n)*self.looks).long().tolist()
-        at = (self.rand(n,2)*(2*m+1)).long().tolist()
-        layers = torch.stack([self.bank[k,:,i:i+H,j:j+W] for k,(i,j) in zip(which, at)])
+        if self.bank is None or self.bank.shape[-2:]!=(H,W): self.bank = self.obstacles((H,W))
+        which = (self.rand(n)*self.looks).long()
+        i, k  = (self.rand(n,2)*self.bank.shape[2]).long().unbind(1)
+        layers = self.bank[which,:,i,k]
         layers[:,3] *= (self.rand(n) < self.p)[:,None,None]
         return layers
-    def obstacles(self, size):
+    def obstacles(self, size):                   # (looks,4,2m+1,2m+1,H,W) each look at each place, nothing copied
         rng, kinds = np.random.default_rng(self.seed), np.resize(OBSTACLES, self.looks).tolist()
-        return torch.stack([obstacle_layer(kind, rng.uniform(*self.cover), size, rng) for kind in kinds])
+        looks = torch.stack([obstacle_layer(kind, rng.uniform(*self.cover), size, rng) for kind in kinds])
+        return looks.unfold(2, size[0], 1).unfold(3, size[1], 1)
     def paint(self, x, layers):
         rgb, alpha = layers.split((3,1), 1)
         mean, std = (torch.tensor(o, device=x.device).view(3,1,1) for o in self.stats)
         return x*(1-alpha) + alpha*(rgb-mean)/std
     def move(self, pose, layers, H, W):
-        x, y = pose[...,0].long().clamp(0,W-1), pose[...,1].long().clamp(0,H-1)
-        seen = layers[torch.arange(len(pose))[:,None],3,y,x] <= .5
-        return torch.cat([pose[...,:2], (pose[...,2]*seen)[...,None]], -1)
+        x, y, sure = pose.unbind(-1)
+        at = torch.arange(len(pose))[:,None], 3, y.long().clamp(0, H-1), x.long().clamp(0, W-1)
+        return torch.stack([x, y, sure*(layers[at]<=.5)], -1)

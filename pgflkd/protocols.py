@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pathlib import Path
 from .callbacks import query_sets
-from .deploy import Embedder, load_student
+from .deploy import Embedder, _run_torch, load_student
 from .errors import InputError, need
 from .metrics import evaluate_features, evaluate_ranking, pairwise_distance
 from .network import to_baseline
@@ -77,27 +77,17 @@ def mean_queries(
     return (q + alike.float()@g)/(1+alike.sum(1, keepdim=True))
 
 # %% ../nbs/engine/20_protocols.ipynb #cell0015
-@torch.no_grad()
-def _two_features(
-    student,         # a Learner, a network with a `card`, or the file of one
-    df:pd.DataFrame, # the table
-    bs:int=128,      # pictures at a time
-)->dict:             # 'after the neck' and 'before it': (n,C)
-    "f_G of each row of `df`, after and before its BNNeck"
+def _two_features(student, df):
+    "f_G (n,C) of each row of `df` 'after the neck' and 'before it', by a Learner, a network with a card, or its file"
     if isinstance(student, (str, Path)): student = load_student(student)
     card = getattr(student, 'card', None) or dict(size=student.dls.size, stats=student.dls.stats)
     network = student if hasattr(student, 'card') else to_baseline(student.model)
-    device = next(network.parameters()).device
-    mean, std = torch.tensor(card['stats'], device=device).view(2, 1, 3, 1, 1)
-    pixels = Embedder(None, card).pixels
-    before, after = [], []
+    embed = Embedder(_run_torch(network, card, next(network.parameters()).device), card)
+    before = []
     hook = network.neck_g.bn.register_forward_pre_hook(lambda bn, given: before.append(given[0].cpu()))
-    try:
-        for i in range(0, len(df), bs):
-            x = torch.from_numpy(np.stack([pixels(fn) for fn in df.fn[i:i+bs]])).to(device)
-            after.append(network.eval()((x-mean)/std).cpu())
+    try: after = embed(df.fn.tolist())
     finally: hook.remove()
-    return {'after the neck': torch.cat(after), 'before it': torch.cat(before)}
+    return {'after the neck': after, 'before it': torch.cat(before)}
 
 # %% ../nbs/engine/20_protocols.ipynb #cell0018
 _SMALL = ('occluded_reid', 'partial_reid', 'partial_ilids')     # single-shot is asked of these

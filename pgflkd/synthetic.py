@@ -19,9 +19,9 @@ from .errors import need
 from .files import cache_folder, fingerprint, made_once, with_bar
 from .world import camera, capsules, people, scenery, wardrobe
 from .world import plan as plans
-from .world.camera import crop, expose, ground_shadow, hide_joints, lenses, obstacle_layer, smear
+from .world.camera import Rows, crop, expose, ground_shadow, hide_joints, lenses, obstacle_layer, smear
 from .world.people import render_people
-from .world.plan import _LOOKS, PRESETS, Rows, World, all_things, cameras, plan
+from .world.plan import _LOOKS, PRESETS, World, all_things, cameras, plan
 from .world.scenery import OBSTACLES, draw_obstacles
 from .world.wardrobe import Crowd, sample_person
 
@@ -33,80 +33,90 @@ def _bytes(x): return (x*255).round().byte()
 def _pack(pictures):
     "All pixels in one row, and start, height and width of each picture"
     at = torch.tensor([[0, *o.shape[1:]] for o in pictures])
-    at[1:,0] = (at[:,1]*at[:,2]).cumsum(0)[:-1]
-    return torch.cat([_bytes(o).flatten(1).T for o in pictures]).contiguous(), at
+    at[1:,0] = at[:-1,1:].prod(1).cumsum(0)
+    pixels = [_bytes(o).flatten(1).T for o in pictures]
+    return torch.cat(pixels).contiguous(), at
 
 class Stage:
     "All that stands in `world`, ready to be drawn: people, passers-by, places, obstacles, lenses"
     def __init__(self, world:World, seed:int=0):
-        self.world, self.seed, self.size = world, seed, (world.size[0],world.size[0]//2)
+        self.world, self.seed, self.H = world, seed, world.size[0]
+        self.size = self.H, self.H//2
         self.Y, self.X = [torch.arange(n)+.5 for n in self.size]                         # pixel centres
+        self.y, self.x = self.Y/self.H, self.X/self.H                                    # in picture heights
         rng, n = np.random.default_rng([seed,0]), world.n_train+world.n_test+world.n_distractors
         town = [sample_person(rng, world.wardrobe) for _ in range(n+_LOOKS)]
         self.crowd, self.others = Crowd(town[:n]), Crowd(town[n:])
         self.cams = cameras(world, seed)
         self.things = all_things(self.cams, seed)
-        self._draw(world.size[0])
-    def _draw(self, H):
-        self.lens, self.sun = lenses(self.cams), torch.tensor([cam.sun for cam in self.cams]).float()
-        self.places, self.place_at = _pack([cam.panorama(H) for cam in self.cams])
-        self.aspect = torch.tensor(self.things.aspect).float()
+        self._draw()
+    def _draw(self):
+        self.lens, self.sun = lenses(self.cams), torch.tensor([[cam.sun] for cam in self.cams]).float()
+        self.places, self.place_at = _pack([cam.panorama(self.H) for cam in self.cams])
+        self.walks = torch.tensor(self.things.kind=='person')
+        self.aspect = torch.tensor(self.things.aspect).float()[:,None]
         drawn = zip(self.things.kind, self.things.look, self.things.aspect)
         self.sprites, self.sprite_at = _pack([self._sprite(*thing) for thing in drawn])
     def _sprite(self, kind, look, aspect):
         if kind in ('person',''): return torch.zeros(4,3,3)             # somebody who walks is drawn when he walks
-        h = round((1.45 if kind=='tree' else .62)*self.size[0])
+        h = round((1.45 if kind=='tree' else .62)*self.H)
         sprite = draw_obstacles([kind], (h,round(h*aspect)), np.random.default_rng(look))[0]
         return F.pad(sprite, (1,1,1,1))
 
 # %% ../nbs/world/07_synthetic.ipynb #cell0011
 def _columns(table):
-    "Columns of numbers of a plan as tensors, and where the obstacles stand in the pictures"
-    floats, whole = table.select_dtypes('float'), table.select_dtypes('int')
-    rows = Rows(**dict(zip(floats, torch.tensor(floats.to_numpy(np.float32)).T)))
-    vars(rows).update(zip(whole, torch.tensor(whole.to_numpy()).T))
+    "The numbers of a plan as tensors, (B,1), or (B,) if they count something; where the obstacles are in the pictures"
+    numbers = table.select_dtypes('number')
+    rows = Rows(**dict(zip(numbers, torch.tensor(numbers.to_numpy(np.float32)).split(1, 1))))
+    for name in ('who','camid','thing','other','number'): setattr(rows, name, torch.tensor(table[name].to_numpy()))
     rows.zoom = rows.bs/rows.height                            # a picture's height in heights of its window
     rows.tx = rows.bx+(rows.ox-rows.x)*rows.zoom               # the thing in the picture: middle, foot, height
     rows.ty = rows.by+(rows.oy-rows.y)*rows.zoom
     rows.th = rows.oh*rows.zoom
     return rows
 
-def _stack(rows, *names): return torch.stack([getattr(rows, name) for name in names], 1)
+def _stack(rows, *names): return torch.cat([getattr(rows, name) for name in names], 1)
 
 def _shade(stage, rows, place):
     "Light that people at `place` (B,3) leave on the ground: contact, and a longer shadow away from the sun"
-    x, y, h = place.T
-    dark, sun = stage.lens[rows.camid,7], stage.sun[rows.camid]*h
+    x, y, h = place.split(1, 1)
+    dark, sun = stage.lens[rows.camid,7:], stage.sun[rows.camid]*h
     flat = rows.pitch.sin().clamp(min=.14)
     contact = ground_shadow(x, y-.004*h, .13*h, .10*flat*h, dark, stage.X, stage.Y)
-    return contact*ground_shadow(x+sun, y-.03*h*flat, .10*h+sun.abs(), .13*flat*h, .75*dark, stage.X, stage.Y)
+    y, wide, high = y-.03*h*flat, .10*h+sun.abs(), .13*flat*h
+    return contact*ground_shadow(x+sun, y, wide, high, .75*dark, stage.X, stage.Y)
 
 def _sprites(stage, rows, wide):
     "The drawings of obstacles, scaled to their places and `wide` -> (B,4,H,W)"
-    H, high, wide = stage.size[0], rows.th[:,None], wide[:,None]
-    start, h, w = stage.sprite_at[rows.thing].T
-    row = (stage.Y/H-rows.ty[:,None]+high)/high*(h-2)[:,None]+.5
-    column = (stage.X/H-rows.tx[:,None]+wide/2)/wide*(w-2)[:,None]+.5
+    start, h, w = stage.sprite_at[rows.thing].split(1, 1)
+    down = stage.y-rows.ty+rows.th
+    right = stage.x-rows.tx+wide/2
+    row = down/rows.th*(h-2)+.5
+    column = right/wide*(w-2)+.5
     return crop(stage.sprites, start, h, w, row, column)
 
 def _still(stage, rows):
     "Obstacles that stand -> colour times alpha, alpha (B,4,H,W), and the light that their shadows leave (B,1,H,W)"
-    H, aspect = stage.size[0], stage.aspect[rows.thing]
+    H, aspect = stage.H, stage.aspect[rows.thing]
     colour, alpha = _sprites(stage, rows, rows.th*aspect).split((3,1), 1)
-    colour = (colour*_stack(rows, 'tint0', 'tint1', 'tint2')[...,None,None]).clamp(max=1)
-    shadow = rows.tx*H, rows.ty*H, .52*aspect*rows.th*H, .035*rows.bs*H, stage.lens[rows.camid,7]
-    return torch.cat([colour*alpha, alpha], 1), ground_shadow(*shadow, stage.X, stage.Y, 4)
+    tint = _stack(rows, 'tint0', 'tint1', 'tint2')[...,None,None]
+    colour = (colour*tint).clamp(max=1)
+    x, y, dark = rows.tx*H, rows.ty*H, stage.lens[rows.camid,7:]
+    wide, high = .52*aspect*rows.th*H, .035*rows.bs*H
+    return torch.cat([colour*alpha, alpha], 1), ground_shadow(x, y, wide, high, dark, stage.X, stage.Y, 4)
 
 def _walking(stage, rows):
     "Passers-by as obstacles -> as `_still`"
-    place = _stack(rows, 'tx', 'ty', 'th')*stage.size[0]
-    layer, _ = _person(stage, stage.others, rows, rows.other, (rows.other_heading, rows.other_phase, .8), place, 0.)
+    place = _stack(rows, 'tx', 'ty', 'th')*stage.H
+    heading, phase = _stack(rows, 'other_heading', 'other_phase').T
+    layer, _ = _person(stage, stage.others, rows, rows.other, (heading,phase,.8), place, 0.)
     return layer, _shade(stage, rows, place)
 
 def _person(stage, crowd, rows, who, gait, place, bend):
     "People of `crowd` -> colour times alpha, alpha (B,4,H,W), smeared along their way; and what is known of them"
-    r = render_people(crowd, who, *gait, place, bend, rows.pitch, stage.size)
-    return smear(torch.cat([r['image'], r['alpha']], 1), rows.smear*stage.size[0]), r
+    r = render_people(crowd, who, *gait, place, bend, rows.pitch[:,0], stage.size)
+    layer = torch.cat([r['image'], r['alpha']], 1)
+    return smear(layer, rows.smear*stage.H), r
 
 _LIKE = .72     # a body is narrower than tall: so much of the picture's width counts as its height
 
@@ -114,17 +124,18 @@ def _turned(layer, rows):
     "The obstacles `layer` turned by quarters about the middle of the person: from below to a side or to the head"
     angle = rows.turn*math.pi/2
     c, s = angle.cos(), angle.sin()
-    middle = torch.stack([4*rows.bx-1, 2*(rows.by-rows.bs/2)-1], 1)[...,None]
-    turn = torch.stack([c, -s*_LIKE, s/_LIKE, c], 1).view(-1,2,2)
-    grid = F.affine_grid(torch.cat([turn, middle-turn@middle], 2), layer.shape, align_corners=False)
+    middle = torch.stack([4*rows.bx-1, 2*(rows.by-rows.bs/2)-1], 1)
+    turn = torch.cat([c, -s*_LIKE, s/_LIKE, c], 1).view(-1,2,2)
+    move = middle-turn@middle
+    grid = F.affine_grid(torch.cat([turn, move], 2), layer.shape, align_corners=False)
     return F.grid_sample(layer, grid, padding_mode='border', align_corners=False)
 
 def _obstacles(stage, rows):
     "What stands before the people in `rows`: as `_still`, for all of them"
-    layer, light = torch.zeros(len(rows.thing), 4, *stage.size), torch.ones(len(rows.thing), 1, *stage.size)
-    walks = torch.tensor(stage.things.kind=='person')[rows.thing]
-    for draw,some in ((_still,~walks), (_walking,walks)):
-        which = ((rows.thing>=0)&some).nonzero()[:,0]
+    n, walks = len(rows.thing), stage.walks[rows.thing]
+    layer, light = torch.zeros(n, 4, *stage.size), torch.ones(n, 1, *stage.size)
+    for draw,some in ((_still,(rows.thing>=0)&~walks), (_walking,walks)):
+        which = some.nonzero()[:,0]
         if len(which): layer[which], light[which] = draw(stage, rows[which])
     which = (rows.turn>0).nonzero()[:,0]
     if len(which): layer[which], light[which] = _turned(layer[which], rows[which]), 1.
@@ -132,10 +143,10 @@ def _obstacles(stage, rows):
 
 def _background(stage, rows):
     "The window of its place that each picture shows (B,3,H,W)"
-    H, zoom = stage.size[0], rows.zoom[:,None]
-    row = (rows.y[:,None]+(stage.Y/H-rows.by[:,None])/zoom)*H-.5
-    column = (rows.x[:,None]+(stage.X/H-rows.bx[:,None])/zoom)*H-.5
-    return crop(stage.places, *stage.place_at[rows.camid].T, row, column, mirror=True)
+    y = rows.y+(stage.y-rows.by)/rows.zoom
+    x = rows.x+(stage.x-rows.bx)/rows.zoom
+    at = stage.place_at[rows.camid].split(1, 1)
+    return crop(stage.places, *at, y*stage.H-.5, x*stage.H-.5, mirror=True)
 
 def _over(layer, light, shadow):
     "`layer` (B,4,H,W) before `light` (B,3,H,W), on which its `shadow` (B,1,H,W) falls"
@@ -143,12 +154,12 @@ def _over(layer, light, shadow):
 
 def _layers(stage, rows):
     "Place, shadow, person, obstacle laid over each other: light (B,3,H,W), hidden, parts (B,H,W), joints (B,17,3)"
-    place = _stack(rows, 'bx', 'by', 'bs')*stage.size[0]
-    gait = rows.heading, rows.phase, rows.stride
-    body, r = _person(stage, stage.crowd, rows, rows.who, gait, place, _stack(rows, 'bend0', 'bend1'))
+    place, bend = _stack(rows, 'bx', 'by', 'bs')*stage.H, _stack(rows, 'bend0', 'bend1')
+    gait = _stack(rows, 'heading', 'phase', 'stride').T
+    body, r = _person(stage, stage.crowd, rows, rows.who, gait, place, bend)
     before, shadow = _obstacles(stage, rows)
     light = _over(body, _background(stage, rows), _shade(stage, rows, place))
-    light = _over(before, light, shadow)*rows.light[:,None,None,None]
+    light = _over(before, light, shadow)*rows.light[...,None,None]
     return Rows(light=light, hidden=before[:,3] > .5, parts=r['parts'], joints=r['joints'])
 
 def _stretch(o, W):
@@ -240,7 +251,6 @@ def world_joints(
     folder = Path(df.fn.iloc[0]).parent.parent
     return np.load(folder/'keypoints.npz')['joints'][df.joints.to_numpy()]
 
-# %% ../nbs/world/07_synthetic.ipynb #cell0027
 MODULES = capsules, people, wardrobe, scenery, camera, plans, sys.modules['pgflkd.synthetic']   # they make pixels
 
 def render_world(

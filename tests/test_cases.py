@@ -331,7 +331,7 @@ def test_b30_folders_that_may_be_cameras(name, halves, tmp_path):
     crops(root, halves.replace('train', 'val')+name, (7, 8))
     with pytest.raises(InputError, match=re.escape(f"'{right}'")): from_folders(root)
     report = ' '.join(str(doctor(root, format='folders')).split())
-    assert f"'{right}'" in report and 'Mend this' in report
+    assert f"'{right}'" in report and '1 to mend (✗). Then: ask again' in report
     df, _ = said(read_data, root, pattern=right)
     assert (len(df), df.pid.nunique(), df.camid.nunique())==(48, 8, 2)
     assert df.groupby('role').pid.nunique().to_dict()==dict(train=6, query=2, gallery=2)

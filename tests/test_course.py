@@ -45,6 +45,17 @@ def test_sizes():
     total = sum(len(json.dumps(cell.get('outputs', []))) for _, cell, _ in every_cell())
     assert not heavy and total<=5_000_000, (heavy, total)
 
+def more_than_promised(pages):
+    "Names of the pages whose first cell holds more than a title and a promise: nbdev drops the rest of that cell"
+    alone = re.compile(r'# [^\n]+\n+> [^\n]+')
+    return [name for name, cells in pages.items() if not alone.fullmatch(''.join(cells[0]['source']).strip())]
+
+def test_first_cell():
+    "Nothing is lost below a promise"
+    lost = dict(source='# Title\n\n> Promise.\n\nA sentence that no reader would see.')
+    assert more_than_promised({'planted': [lost]})==['planted']
+    assert not (wrong := more_than_promised(pages)), f'move the rest to a cell of its own: {wrong}'
+
 def listed(contents):
     "Names of the notebooks that the sidebar `contents` lists"
     for entry in contents:

@@ -8,6 +8,8 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from pgflkd._modidx import d as index
+
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'tools'))
 import pages as site
@@ -34,6 +36,14 @@ def bad_links(page, pages):
         if parts.fragment and ids is not None and parts.fragment not in ids:
             yield f'no such anchor {link}'
 
+def told_twice(page):
+    "Exported names whose parameters stand on `page` twice in sight: as a signature and in the source"
+    in_sight = re.sub('<details>.*?</details>', '', page['html'], flags=re.S)
+    blocks = '\n'.join(re.findall('<pre.*?</pre>', in_sight, re.S))
+    defined = re.findall(r'^(?:def|class) (\w+)', re.sub('<[^>]+>', '', blocks), re.M)
+    names = {symbol.split('.')[-1] for symbols in index['syms'].values() for symbol in symbols}
+    return [name for name in names if defined.count(name)>1]
+
 def problems(name, pages):
     "What is wrong with the page of the notebook `name`"
     page = pages[name]
@@ -47,6 +57,7 @@ def problems(name, pages):
     blocks = ' '.join(re.findall('<pre.*?</pre>', page['html'], re.S))
     code = html.unescape(re.sub('<[^>]+>', '', blocks))
     for link in re.findall(r'\[`[\w.]+`\]\(https?:[^)]*\)', code): yield f'a link in code: {link}'
+    for twice in told_twice(page): yield f'{twice}: its signature stands beside its source'
     here = posixpath.dirname(page['url'])
     for image in page['page'].images:
         if not urlsplit(image).scheme and not (site.OUT/here/image).exists(): yield f'missing image {image}'

@@ -36,8 +36,16 @@ def execute(path):
     for cell in code: cell.metadata.tags = ['skip-execution']*bool(skipped(cell.source))
     resources = {'metadata': {'path': str(path.parent)}}
     NotebookClient(nb, timeout=900, kernel_name='python3', resources=resources).execute()
-    for cell in code: del cell.metadata.tags
+    for cell in code: del cell.metadata['tags']
     return nb
+
+def test_saving(tmp_path):
+    "`tools/outputs.py` keeps what cells give, skips those that are not to be run, and leaves no mark"
+    cells = [nbformat.v4.new_code_cell(o) for o in ('#| eval: false\n1/0', '1+1')]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path/'a.ipynb')
+    left, made = execute(tmp_path/'a.ipynb').cells
+    assert not left.outputs and made.outputs[0].data['text/plain']=='2'
+    assert 'tags' not in left.metadata and 'tags' not in made.metadata
 
 def run(path):
     "Run the notebook `path` in this process: the cells whose saved outputs are missing or left over"

@@ -14,7 +14,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 sys.path.insert(0, str(Path(__file__).parent))
 import reid_fixtures as fx
 from pgflkd.data import check_table
-from pgflkd.datasets import (BENCHMARKS, READERS, from_df, from_folders, from_names, occluded_duke_names, read_market,
+from pgflkd.datasets import (BENCHMARKS, READERS, from_df, from_folders, from_names, _occluded_duke_names, read_market,
                              read_occluded_duke)
 from pgflkd.errors import InputError
 from pgflkd.files import list_pictures, open_picture
@@ -108,7 +108,7 @@ def test_occluded_duke_from_duke(pics, tmp_path):
                     reason='set PGFLKD_OCCLUDED_DUKE_LISTS to the folder of the published '
                            'train.list, query.list, gallery.list')
 def test_published_occluded_duke_lists():
-    t = occluded_duke_names(os.environ['PGFLKD_OCCLUDED_DUKE_LISTS'])
+    t = _occluded_duke_names(os.environ['PGFLKD_OCCLUDED_DUKE_LISTS'])
     assert ({r: (len(o), o.pid.nunique()) for r,o in t.groupby('role')}
             ==dict(train=(15618,702), query=(2210,519), gallery=(17661,1110)))
     assert len(set(t.name[t.role=='query']) & set(t.name[t.role=='gallery']))==1870
@@ -179,7 +179,7 @@ def test_two_people_under_one_name(pics, tmp_path):
         fx._put(pics[0], tmp_path/'bounding_box_train'/f)
     for f in ('query','bounding_box_test'): fx._put(pics[0], tmp_path/f/'0001_c1s1_000451_01.jpg')
     with pytest.raises(InputError, match='the same name as'): read_market(tmp_path)
-    with pytest.raises(InputError, match='a.jpg is person 1 and person 2'):
+    with pytest.raises(InputError, match="row 1: fn is 'a.jpg'; above it is another person"):
         from_df(pd.DataFrame(dict(fn=['a.jpg','a.jpg'], pid=[1,2], camid=0, role='gallery')))
 
 @pytest.mark.slow

@@ -45,13 +45,14 @@ def code_as_shown(cell, source):
     "A code cell without its directives, folded or hidden as they say"
     hidden = re.search(r'^#\|\s*echo:\s*false', source, re.M)
     fold = re.search(r'^#\|\s*code-summary:\s*"(.*)"', source, re.M)
-    is_open = ' open' if re.search(r'^#\|\s*code-fold:\s*show', source, re.M) else ''
-    shown = (f'#FOLD{is_open}: {fold[1]}\n' if fold else '') + re.sub(r'^#\|.*\n?', '', source, flags=re.M)
+    classes = re.search(r'^#\|\s*classes:\s*(.*)', source, re.M)
+    shown = (f'#FOLD: {fold[1]}\n' if fold else '') + re.sub(r'^#\|.*\n?', '', source, flags=re.M)
     outputs = [o for o in cell['outputs'] if 'text/markdown' not in o.get('data', {})]
     for o in outputs:
         if 'data' in o: o.setdefault('metadata', {})
         if o['output_type']=='execute_result': o['execution_count'] = 1
-    return dict(cell, source='' if hidden else shown, execution_count=None, outputs=outputs, metadata={})
+    metadata = dict(classes=classes[1]) if classes else {}
+    return dict(cell, source='' if hidden else shown, execution_count=None, outputs=outputs, metadata=metadata)
 
 def as_quarto(cells):
     "The cells as Quarto shows them: directives obeyed and removed"
@@ -67,18 +68,19 @@ def as_quarto(cells):
             yield code_as_shown(cell, source)
             yield from map(prose, said)
 
-LINE = r'<span[^>]*><a[^>]*></a><span class="co">#FOLD([^:]*): ([^<]*)</span></span>\n?'
+LINE = r'<span[^>]*><a[^>]*></a><span class="co">#FOLD: ([^<]*)</span></span>\n?'
 FOLD = re.compile(r'(<div class="sourceCode"[^>]*>(?:(?!</div>).)*?)' + LINE + r'((?:(?!</div>).)*</div>)', re.S)
 
 def folded(text):
     "The page `text` with the code that a `code-fold` hides in a <details>"
-    return FOLD.sub(r'<details\2><summary>\3</summary>\1\4</details>', text)
+    return FOLD.sub(r'<details><summary>\2</summary>\1\3</details>', text)
 
 def render(name, nb, front, dest):
     "Let pandoc write the notebook `nb` to `dest`; what it complains of"
     styles = posixpath.relpath('styles.css', posixpath.dirname(name) or '.')
     command = [pypandoc.get_pandoc_path(), '-f', FORMAT, '-t', 'html', '-s', '--mathml', '--fail-if-warnings',
                '-c', styles, f'--resource-path={(PROC/name).parent}', '-M', f"title={front.get('title', name)}",
+               '-M', f"subtitle={front.get('description', '')}",
                f'--extract-media={dest.stem}_files', '-o', dest.name]
     r = subprocess.run(command, input=json.dumps(nb), text=True, cwd=dest.parent, capture_output=True)
     if r.returncode==0: dest.write_text(folded(dest.read_text(encoding='utf-8')), encoding='utf-8')

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from .train import make_recipe
-from ..errors import command, guarded, InputError, need
+from ..errors import command, InputError, need
 from ..files import check_pictures, list_pictures
 
 # %% ../../nbs/engine/30_doctor.ipynb #cell0007
@@ -22,15 +22,18 @@ class _Finding(NamedTuple):
     remedy:str=''  # what to do about it
 
 def _good(text): return _Finding('good', text)
-
-def _bad(text, remedy): return _Finding('bad', text, remedy)
-
+def _bad(text, remedy=''): return _Finding('bad', text, remedy)
 def _note(text, remedy=''): return _Finding('note', text, remedy)
 
 def _refused(e):
     "The message of an `InputError` as a finding: its last part is the remedy"
-    why, _, remedy = str(e).rpartition('; ')
-    return _bad(why or remedy, remedy if why else '')
+    return _bad(*str(e).rsplit('; ', 1))
+
+def _refusals(f, *args, **options):
+    "What `f` refuses, as a list of one finding, or none"
+    try: f(*args, **options)
+    except InputError as e: return [_refused(e)]
+    return []
 
 def _some(names, n=3):
     "The first of `names`, and how many more"
@@ -61,31 +64,24 @@ TERMS = dict(
     occluded_reid="Real people, for research; the terms stand in its authors' repository (Zhuo et al., ICME 2018).",
     partial_reid='Real people, for research; the terms came with your copy (Zheng et al., ICCV 2015).')
 
-def _check_counts(
-    df:pd.DataFrame, # the table
-    format:str,      # a key of `COUNTS`
-)->list:             # of `_Finding`
-    "Compare people and pictures of each role (of the first query set) with what the paper or the toolboxes count"
-    found, want = [], COUNTS[format]
+def _check_counts(df, format):
+    "Compare people and pictures of each role of `df` (of the first query set) with `COUNTS` of `format`"
     if 'query_set' in df: df = df[(df.role!='query') | (df.query_set==df.query_set[df.role=='query'].min())]
-    for role,(people, pictures) in want.items():
+    found = []
+    for role,(people, pictures) in COUNTS[format].items():
         o = df[df.role==role]
-        has = o.pid[o.pid>0].nunique(), len(o)
-        text = f'{role}: {has[1]:,} pictures of {has[0]:,} people'
+        n = o.pid[o.pid>0].nunique()
+        text = f'{role}: {len(o):,} pictures of {n:,} people'
         usual = f'{text}; the usual count is {pictures:,} of {people:,}'
-        found.append(_good(text) if has==(people, pictures) else _note(usual))
+        found.append(_good(text) if (n, len(o))==(people, pictures) else _note(usual))
     if all(o.mark=='good' for o in found): return found
     junk = format=='market1501' and (df.role=='gallery').sum()==19732-3819
     if junk: return [*found, _note('only the junk is missing (-1): harmless')]
     return [*found, _note("a part, a copy cut short, or another set: its numbers compare with nobody's")]
 
 # %% ../../nbs/engine/30_doctor.ipynb #cell0013
-def _check_ranking(
-    df:pd.DataFrame, # the table
-    bs:int=64,       # pictures in a training batch
-    per_id:int=4,    # pictures of each person in it
-)->list:             # of `_Finding`
-    "People and cameras of `df` that cannot be trained on or asked for"
+def _check_ranking(df, bs, per_id):
+    "People and cameras of `df` that cannot be trained on in batches of `bs`, `per_id` of each, or asked for"
     train, query, gallery = (df[df.role==role] for role in ('train','query','gallery'))
     found = _asked_commands(df, bs, per_id)
     n = train.pid.value_counts()
@@ -93,23 +89,19 @@ def _check_ranking(
     text = f'{len(single):,} training people with a single picture: {_some(single)}'
     if single: found.append(_note(text, 'a triplet needs two'))
     leak = sorted(set(train.pid) & set(query.pid[query.pid>0]))
-    if leak: found.append(_bad(f'{len(leak):,} people in training and in the test: {_some(leak)}',
-                               'renumber or move them: a test on known people measures memory'))
-    if train.camid.nunique()==1: found.append(_note('all training pictures come from one camera',
-                                                    'the network will not learn to see through a change of camera'))
+    text = f'{len(leak):,} people in training and in the test: {_some(leak)}'
+    if leak: found.append(_bad(text, 'renumber or move them: a test on known people measures memory'))
+    why = 'the network will not learn to see through a change of camera'
+    if train.camid.nunique()==1: found.append(_note('all training pictures come from one camera', why))
     return found + _askable(query, gallery)
 
 def _asked_commands(df, bs, per_id):
     "What `pgflkd_train` says of `df`; if there is nobody to train on, what `pgflkd_transfer` says of it as a target"
     from pgflkd.data import check_table
     from pgflkd.protocols import benchmark_table
-    test = not (df.role=='train').any()
-    found = [_note('no training pictures: a set to test on', 'train on another, then pgflkd_transfer')]*test
-    try:
-        if test: benchmark_table(np.ones((len(df), 1), np.float32), df, repeats=1)
-        else: check_table(df, bs, per_id)
-    except InputError as e: found.append(_refused(e))
-    return found
+    if (df.role=='train').any(): return _refusals(check_table, df, bs, per_id)
+    found = [_note('no training pictures: a set to test on', 'train on another, then pgflkd_transfer')]
+    return found + _refusals(benchmark_table, np.ones((len(df), 1), np.float32), df, repeats=1)
 
 def _askable(query, gallery):
     "How many queries have their person in the gallery through another camera"
@@ -128,26 +120,22 @@ def _askable(query, gallery):
 
 def _look_at_pictures(fns, most=None):
     "Whether `check_pictures` opens `fns`"
-    try: check_pictures(fns, most)
-    except InputError as e: return [_refused(e)]
-    return [_good(f'{min(most, len(fns)) if most else len(set(fns)):,} pictures looked at, and can be opened')]
+    n = min(most, len(fns)) if most else len(set(fns))
+    return _refusals(check_pictures, fns, most) or [_good(f'{n:,} pictures looked at, and can be opened')]
 
-def _check_keypoints(
-    df:pd.DataFrame,    # the table
-    path:str|Path|None, # a keypoint store (.npz), if there is one
-)->list:                # of `_Finding`
+def _check_keypoints(df, path):
     "How much of `df` the keypoints at `path` know, and whether training would take them"
     from pgflkd.keypoints import KeypointStore
     if not path: return [_note('no keypoints given', 'PGFL-KD trains with them, and pgflkd_pose makes them')]
     found = []
-    try:
+    def look():
         store = KeypointStore.load(path)
         for role,o in store.coverage(df).iterrows():
             found.append(_good(f'keypoints, {role}: {o.found:.0%} of {o.pictures:,.0f} pictures are in the file, '
                                f'{o.posed:.0%} have a pose, {o.joints:.1f} of 17 joints are sure'))
         store.align(df)
-    except InputError as e: found.append(_refused(e))
-    return found
+    refused = _refusals(look)
+    return found + refused
 
 # %% ../../nbs/engine/30_doctor.ipynb #cell0019
 _OWN = dict(folders='a folder a person', names='names that say who it is', csv='a table')   # formats of no benchmark
@@ -160,12 +148,8 @@ def _read(root, format, options):
     with contextlib.redirect_stdout(io.StringIO()) as said: df = read_data(root, format, **options)
     return df, [_note(o.removeprefix(f'{root}: ')) for o in said.getvalue().splitlines()]
 
-def _recognise(
-    root:Path,       # folder
-    format:str|None, # the only format to try
-    options:dict,    # of the reader
-)->tuple:            # ({format: (table, notes)} of those that read it, the likeliest first; {format: refusal})
-    "Which benchmarks can be read below `root`"
+def _recognise(root, format, options):
+    "({format: (table, notes)} of the benchmarks that can be read below `root`, the likeliest first; {format: refusal})"
     from pgflkd.datasets import BENCHMARKS, READERS
     tables, refused = {}, {}
     for name in READERS:
@@ -175,64 +159,66 @@ def _recognise(
     def likely(name):
         df, homes = tables[name][0], BENCHMARKS[name.removesuffix('_detected')].homes
         folder = ''.join(o for o in Path(df.attrs['home']).name.lower() if o.isalnum())
-        return all(o.mark=='good' for o in _check_counts(df, name)), folder in homes, -list(READERS).index(name)
+        return all(o.mark=='good' for o in _check_counts(df, name)), folder in homes
     def whole(name):       # Occluded-REID's query and gallery beside somebody's train are somebody's
         df = tables[name][0]
         return format or (df.role=='train').any() or not (Path(df.attrs['home'])/'train').is_dir()
-    return {name: tables[name] for name in filter(whole, sorted(tables, key=likely, reverse=True))}, refused
+    names = sorted(filter(whole, tables), key=likely, reverse=True)
+    return {name: tables[name] for name in names}, refused
 
-def _broken(root, refused):
-    "The refusal of a benchmark of which some folder lies below `root`, or None"
-    from pgflkd.datasets import BENCHMARKS
+def _refuse_parts(root, refused):
+    "Raise the refusal of a benchmark of which some folder lies below `root`"
+    from pgflkd.datasets import BENCHMARKS, _homes
     for name,e in refused.items():
-        if ': no folder ' not in str(e): return None if str(e).startswith('--') else e
+        if str(e).startswith('--'): return
+        if ': no folder ' not in str(e): raise e
         b = BENCHMARKS[name.removesuffix('_detected')]
-        places = [root, *(o for o in root.iterdir() if ''.join(filter(str.isalnum, o.name.lower())) in b.homes)]
         folders = list(dict.fromkeys(p.folder for p in b.layouts[0].parts))
-        for place in places:
-            gone = [f for f in folders if not (place/f).is_dir()]
-            there = set(folders) - set(gone) - {'train','test','query','gallery'}            # anybody's names
-            if there: return f'{place}: {b.title} without {", ".join(gone) or "its lists"}; unpack it again'
+        for home in _homes(root, b.homes, 1):
+            gone = [f for f in folders if not (home/f).is_dir()]
+            there = set(folders) - {*gone, 'train', 'test', 'query', 'gallery'}              # anybody's names
+            need(not there, f'{home}: {b.title} without {", ".join(gone) or "its lists"}; unpack it again')
 
 def _visit(root, format, options):
-    "(title, table, findings, format, options) of whatever `root` is"
+    "(report, format, options) of whatever `root` is"
     from pgflkd.datasets import BENCHMARKS
     if root.is_file(): format = format or 'csv'
     if 'pattern' in options: format = format or 'names'
     if format in _OWN: return _visit_own(root, format, options)
     tables, refused = _recognise(root, format, options)
     if format in refused: raise refused[format]
-    wrong = None if tables else _broken(root, refused)
-    need(not wrong, str(wrong))
-    if not tables: return _visit_own(root, None, options)
-    (name, (df, notes)), *others = tables.items()
+    if not tables:
+        _refuse_parts(root, refused)
+        return _visit_own(root, None, options)
+    name, *others = tables
+    df, notes = tables[name]
     key = name.removesuffix('_detected')
     found = _check_counts(df, name) + [_note(TERMS[key])] + notes
-    too = ', '.join(other for other,_ in others)
-    if others: found.append(_note(f'can be read as {too}, too', 'give --format if you know better'))
-    return f'{BENCHMARKS[key].title} ({df.attrs["layout"]}) in {df.attrs["home"]}', df, found, name, options
+    if others: found.append(_note(f'can be read as {", ".join(others)}, too', 'give --format if you know better'))
+    title = f'{BENCHMARKS[key].title} ({df.attrs["layout"]}) in {df.attrs["home"]}'
+    return _Report(title, df, found), name, options
 
 def _visit_own(root, format, options):
-    "(title, table, findings, format, options) of what is no benchmark"
+    "(report, format, options) of what is no benchmark"
     if format in (None,'folders') and 'camera' not in options: format, options = _guess(root, format, options)
     format = format or 'folders'
     df, found = _read(root, format, options)
     if any('no two cameras' in o.text for o in found):
         how = "--pattern '{person}_c{camera}_*'" if format=='names' else "--camera '*_c{camera}_*'"
         found.append(_note('the cameras are not known', f'if the names say them, say how, for example {how}'))
-    return f'{_OWN[format]}, {root}', df, found, format, options
+    return _Report(f'{_OWN[format]}, {root}', df, found), format, options
 
 def _guess(root, format, options):
     "The format and the options by which the names below `root` say cameras in a usual way, else those given"
     fns = list_pictures(root)
     flat = sum(Path(fn).parent==root for fn in fns)
     names = 2*flat > len(fns) and not format
+    kind = 'names' if names else 'folders'
     for usual in _USUAL:
-        more = dict(pattern=usual) if names else dict(camera=usual.replace('{person}', '*'))
-        more, kind = options | more, 'names' if names else 'folders'
-        try: df, found = _read(root, kind, more)
+        how = dict(pattern=usual) if names else dict(camera=usual.replace('{person}', '*'))
+        try: df, found = _read(root, kind, options | how)
         except InputError: continue
-        if 'camera' not in df and not any('no two cameras' in o.text for o in found): return kind, more
+        if 'camera' not in df and not any('no two cameras' in o.text for o in found): return kind, options | how
     need(not names, f'{root}: {flat:,} pictures side by side, and no table says who is on them; if their names do, '
          "say how, for example --pattern '{camera}_{person}_*', or sort them into a folder a person")
     return format, options
@@ -240,10 +226,10 @@ def _guess(root, format, options):
 # %% ../../nbs/engine/30_doctor.ipynb #cell0021
 class _Report(NamedTuple):
     "What the doctor says"
-    title:str           # what it is
-    table:pd.DataFrame  # as read, maybe empty
-    findings:list       # of `_Finding`
-    advice:str          # what to type next
+    title:str               # what it is
+    table:pd.DataFrame      # as read, maybe empty
+    findings:list           # of `_Finding`
+    advice:str='ask again'  # what to type next
     @property
     def ill(self): return sum(o.mark=='bad' for o in self.findings)
     def __str__(self):
@@ -255,7 +241,8 @@ class _Report(NamedTuple):
             lines.append(textwrap.fill(o.text, 110, initial_indent=sign[o.mark], subsequent_indent='  '))
             remedy = textwrap.fill(o.remedy, 110, initial_indent='    -> ', subsequent_indent='       ')
             if o.remedy: lines.append(remedy)
-        return '\n'.join([*lines, '', self.advice])
+        first = f'{self.ill} to mend (✗). Then:' if self.ill else 'Nothing stands in the way:'
+        return '\n'.join([*lines, '', first, f'    {self.advice}'])
 
 def doctor(
     root:str|Path,                 # folder of pictures, or a CSV
@@ -266,30 +253,24 @@ def doctor(
 )->_Report:
     "Say what `root` is, what is wrong and what to do; raises `InputError` if there is nothing to look at"
     from pgflkd.datasets import READERS
-    root, options = Path(root).expanduser().absolute(), {k: v for k,v in options.items() if v is not None}
+    root = Path(root).expanduser().absolute()
+    options = {k: v for k,v in options.items() if v is not None}
     need(format in (None, *READERS), f'--format: {format} is unknown; take one of {", ".join(READERS)}')
     need(root.exists(), f'{root}: no such file or folder')
-    try: visit = _visit(root, format, options)
-    except InputError as e:
-        return _Report(f'{root}: cannot be read', pd.DataFrame(), [_refused(e)], 'Mend this and ask again.')
-    title, df, found = visit[:3]
-    bs, per_id = _batch(df)
-    found += _check_ranking(df, bs, per_id) + _look_at_pictures(df.fn, most)
-    found += _check_keypoints(df, keypoints)
-    report = _Report(title, df, found, '')
-    first = f'{report.ill} to mend (✗). Then:' if report.ill else 'Nothing stands in the way:'
-    return report._replace(advice=f'{first}\n    {_next(df.attrs.get("home", root), *visit[3:], keypoints, df)}')
-
-def _batch(df):
-    "Pictures in a batch, and of each person, as `pgflkd_train` takes them; fewer if there are not so many people"
-    how = make_recipe('quick')
+    try: report, *read_as = _visit(root, format, options)
+    except InputError as e: return _Report(f'{root}: cannot be read', pd.DataFrame(), [_refused(e)])
+    df = report.table
+    usual = make_recipe('quick')
     people = df.pid[df.role=='train'].nunique()
-    return min(how.bs, max(2, people)*how.per_id), how.per_id
-
-def _next(home, name, options, keypoints, df):
-    "The command to type"
+    bs = min(usual.bs, max(2, people)*usual.per_id)                              # a batch of fewer people is smaller
+    found = _check_ranking(df, bs, usual.per_id) + _look_at_pictures(df.fn, most) + _check_keypoints(df, keypoints)
     given = dict(keypoints=keypoints) if keypoints else dict(models='baseline')
-    if _batch(df)[0]!=make_recipe('quick').bs: given['bs'] = _batch(df)[0]
+    if bs<usual.bs: given['bs'] = bs
+    return report._replace(findings=report.findings+found, advice=_next(df, root, *read_as, given))
+
+def _next(df, root, name, options, given):
+    "The command to type for `df`, which was read below `root` as `name` with `options`"
+    home = df.attrs.get('home', root)
     if (df.role=='train').any(): return _typed('pgflkd_train', data=home, format=name, **options, **given)
     if not options: return _typed('pgflkd_transfer DATA', targets=f'{name}={home}')
     return 'benchmark_table of pgflkd.protocols tests a student on it: no command does'
@@ -311,13 +292,11 @@ def doctor_command(
     lists:str|None=None,      # Occluded-Duke: folder of its published lists, if PATH is DukeMTMC-reID
 ):
     "Look at PATH: what it is, what is wrong with it, what to do. Exit code 1 if something is to be mended"
-    def job():
-        options = dict(pattern=pattern, camera=camera, test=test, lists=lists)
-        report = doctor(path, keypoints, format, 1000 if quick else None, **options)
-        text = str(report)
-        try: text.encode(sys.stdout.encoding or 'utf-8')
-        except UnicodeEncodeError:                                       # an old console
-            text = text.translate(str.maketrans('✓✗·', '+x-')).encode('ascii', 'replace').decode()
-        print(text)
-        if report.ill: sys.exit(1)
-    guarded('pgflkd_doctor', job)
+    options = dict(pattern=pattern, camera=camera, test=test, lists=lists)
+    report = doctor(path, keypoints, format, 1000 if quick else None, **options)
+    text = str(report)
+    try: text.encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError:                                       # an old console
+        text = text.translate(str.maketrans('✓✗·', '+x-')).encode('ascii', 'replace').decode()
+    print(text)
+    if report.ill: sys.exit(1)

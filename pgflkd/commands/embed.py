@@ -9,7 +9,7 @@ __all__ = ['embed_command']
 import os, re, sys, time
 from importlib.util import find_spec
 from pathlib import Path
-from ..errors import command, guarded, need
+from ..errors import command, need
 
 # %% ../../nbs/engine/34_embed.ipynb #cell0005
 @command
@@ -27,18 +27,16 @@ def embed_command(
     device:str='',        # Where the network runs; left out: the first GPU, or the CPU
 ):
     "Embed every picture under a folder into a gallery for pgflkd_search"
-    def job():
-        need(bs>0 and every>0, f'--bs {bs} --every {every}: both are at least 1')
-        need(not (table and pattern), '--table and --pattern: give one of them')
-        rows    = _from_table(table, pictures) if table else _from_names(pictures, pattern, prune)
-        gallery = _gallery(Path(out), model, flip, device)
-        lost = gallery.fill(rows, every, bs, _shown, pictures if prune else None)
-        for why in lost[:10]: print(f'skipped {why}')
-        known = gallery.table.replace('', None)[['pid', 'camid', 'time']].count().to_dict()
-        print(f'{out}: {len(gallery):,} pictures, {len(lost)} skipped; known: {known}')
-        if calibrate is not None: print(_said_of(gallery.calibrate(calibrate)))
-        _carry(gallery)
-    guarded('pgflkd_embed', job)
+    need(bs>0 and every>0, f'--bs {bs} --every {every}: both are at least 1')
+    need(not (table and pattern), '--table and --pattern: give one of them')
+    rows    = _from_table(table, pictures) if table else _from_names(pictures, pattern, prune)
+    gallery = _gallery(Path(out), model, flip, device)
+    lost = gallery.fill(rows, every, bs, _shown, pictures if prune else None)
+    for why in lost[:10]: print(f'skipped {why}')
+    known = gallery.table.replace('', None)[['pid', 'camid', 'time']].count().to_dict()
+    print(f'{out}: {len(gallery):,} pictures, {len(lost)} skipped; known: {known}')
+    if calibrate is not None: print(_said_of(gallery.calibrate(calibrate)))
+    _carry(gallery)
 
 def _gallery(out, model, flip, device):
     "The gallery `out`, new or opened"
@@ -49,19 +47,16 @@ def _gallery(out, model, flip, device):
     need(not old or old.facts['flip']>=flip, f'{out}: was made without --flip; leave it out, or give another --out')
     on_cpu = device in ('', 'cpu') or not str(model).endswith('.onnx')
     need(on_cpu, f'{model}: runs on the CPU; leave out --device {device}')
-    device = device or _device()
+    import torch
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     file   = model or old.facts['network'] or ''
     if old and not model and (device=='cpu' or not os.path.exists(file)): return old
     embedder = load_embedder(file, device)
     return Gallery.open(out, embedder) if old else Gallery.create(out, embedder, flip=flip)
 
-def _device():
-    "The first GPU if there is one"
-    import torch
-    return 'cuda' if torch.cuda.is_available() else 'cpu'
 
 def _shown(parts):
-    "Go through `parts`, and say how far it is"
+    "Go through `parts`, and say how far it is; on the stream for messages, so that a log can be read, too"
     start = time.time()
     for i, part in enumerate(parts, 1):
         yield part

@@ -7,7 +7,7 @@ __all__ = ['export_command']
 
 # %% ../../nbs/engine/33_export.ipynb #cell0003
 from pathlib import Path
-from ..errors import command, guarded, need
+from ..errors import command, need
 
 # %% ../../nbs/engine/33_export.ipynb #cell0005
 @command
@@ -18,11 +18,8 @@ def export_command(
     half:bool=False,  # Keep the numbers in half precision
 ):
     "Write trained networks as files to deploy"
-    guarded('pgflkd_export', lambda: _export(Path(source), out, onnx, half))
-
-def _export(source, out, onnx, half):
-    "Export each network of `source`"
     from pgflkd.deploy import export, load_student
+    source = Path(source)
     need(source.exists(), f'{source}: no such file or folder; give a run of pgflkd_train')
     need(out or onnx, f'{source}: say what to write: --onnx for ONNX files beside it, or --out FOLDER')
     files = sorted(source.glob('*.safetensors')) if source.is_dir() else [source]

@@ -7,7 +7,7 @@ __all__ = ['pose_command']
 
 # %% ../../nbs/engine/37_pose.ipynb #cell0003
 from pathlib import Path
-from ..errors import command, guarded, need
+from ..errors import command, need
 
 # %% ../../nbs/engine/37_pose.ipynb #cell0005
 def _convert(folder, keypoints, out, order):
@@ -31,17 +31,15 @@ def pose_command(
     order:str|None=None,     # With --convert: names of the joints with commas, where their number does not tell
 ):
     "Poses for a folder of crops, written to one file; a run that was stopped goes on where it was"
-    def job():
-        need(convert or not order, '--order: is of no use without --convert; leave it out')
-        idle = estimator or weights or bs
-        need(not (convert and idle), f'--convert: nothing is estimated, so {idle} is of no use; leave it out')
-        if convert: return _convert(folder, convert, out, order)
-        need(Path(folder).is_dir(), f'{folder}: no such folder; give one that holds pictures')
-        from pgflkd.estimate import KeypointRCNN, ViTPose, estimate_poses
-        kinds, name = dict(vitpose=ViTPose, rcnn=KeypointRCNN), estimator or 'vitpose'
-        need(name in kinds, f'unknown estimator {name}: take one of {", ".join(kinds)}')
-        store, bad = estimate_poses(folder, kinds[name](*[weights] if weights else []), out, bs or 32)
-        print(f'\n{out}: {store}')
-        some = '\n  '.join(why for _,why in bad[:5])
-        if bad: print(f'{len(bad)} pictures could not be read and are left out:\n  {some}')
-    guarded('pgflkd_pose', job)
+    need(convert or not order, '--order: is of no use without --convert; leave it out')
+    idle = estimator or weights or bs
+    need(not (convert and idle), f'--convert: nothing is estimated, so {idle} is of no use; leave it out')
+    if convert: return _convert(folder, convert, out, order)
+    need(Path(folder).is_dir(), f'{folder}: no such folder; give one that holds pictures')
+    from pgflkd.estimate import KeypointRCNN, ViTPose, estimate_poses
+    kinds, name = dict(vitpose=ViTPose, rcnn=KeypointRCNN), estimator or 'vitpose'
+    need(name in kinds, f'unknown estimator {name}: take one of {", ".join(kinds)}')
+    store, bad = estimate_poses(folder, kinds[name](*[weights] if weights else []), out, bs or 32)
+    print(f'\n{out}: {store}')
+    some = '\n  '.join(why for _,why in bad[:5])
+    if bad: print(f'{len(bad)} pictures could not be read and are left out:\n  {some}')

@@ -7,7 +7,7 @@ __all__ = ['search_command']
 
 # %% ../../nbs/engine/35_search.ipynb #cell0003
 import os, re
-from ..errors import command, guarded, InputError, need
+from ..errors import command, InputError, need
 
 # %% ../../nbs/engine/35_search.ipynb #cell0005
 @command
@@ -25,28 +25,22 @@ def search_command(
     picture:str='',        # Draw the answers into this file, for example answer.png
 ):
     "Search a gallery for the people on pictures"
-    def job():
-        need(time.count('/')==bool(time), f'--time {time}: write FROM/TO, for example 900/1200 or 2024-03-01T09:00/')
-        need(not picture or picture.lower().endswith(('.png', '.jpg')), f'--picture {picture}: give a .png or .jpg')
-        from pgflkd.gallery import Gallery
-        queries = _queries(pictures)
-        opened, order = Gallery.open(gallery, model or None), None
-        if rerank: from pgflkd.rerank import k_reciprocal as order
-        where   = [re.split(r'\s*,\s*', o) if o else None for o in (camera, not_camera)]
-        bounds  = [o.strip() or None for o in time.split('/')] if time else None
-        answers = opened.search(queries, top, *where, bounds, threshold, together, order)
-        if together: queries, answers = queries[:1], [answers]
-        _tell(queries, answers, None if together else opened.facts['threshold'], threshold, len(opened))
-        if picture: _drawn(queries, answers).save(picture)
-    guarded('pgflkd_search', job)
-
-def _queries(pictures):
-    "The files that were given, and those in folders that were given"
+    need(time.count('/')==bool(time), f'--time {time}: write FROM/TO, for example 900/1200 or 2024-03-01T09:00/')
+    need(not picture or picture.lower().endswith(('.png', '.jpg')), f'--picture {picture}: give a .png or .jpg')
     from pgflkd.files import list_pictures
-    found = []
-    for given in pictures: found += list_pictures(given) if os.path.isdir(given) else [given]
-    need(found, 'pgflkd_search: give a picture after the gallery')
-    return found
+    from pgflkd.gallery import Gallery
+    queries = []
+    for given in pictures: queries += list_pictures(given) if os.path.isdir(given) else [given]
+    need(queries, 'pgflkd_search: give a picture after the gallery')
+    opened, order = Gallery.open(gallery, model or None), None
+    if rerank: from pgflkd.rerank import k_reciprocal as order
+    where   = [re.split(r'\s*,\s*', o) if o else None for o in (camera, not_camera)]
+    bounds  = [o.strip() or None for o in time.split('/')] if time else None
+    answers = opened.search(queries, top, *where, bounds, threshold, together, order)
+    if together: queries, answers = queries[:1], [answers]
+    _tell(queries, answers, None if together else opened.facts['threshold'], threshold, len(opened))
+    if picture: _drawn(queries, answers).save(picture)
+
 
 def _nobody(answer):
     "Whether there is a threshold, and nothing in `answer` reaches it"

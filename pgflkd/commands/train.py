@@ -6,6 +6,7 @@
 __all__ = ['MODELS', 'make_recipe', 'one_of', 'read_seeds', 'named', 'read_crops', 'add_queries', 'use_device', 'train_command']
 
 # %% ../../nbs/engine/31_train.ipynb #cell0003
+import ctypes
 import json
 import sys
 import time
@@ -125,6 +126,7 @@ def _read_source(s):
         unused = [k for k,v in crops.items() if v is not None]
         need(not unused, f'--{"".join(unused[:1])} is for crops of your own: name their folder with --data')
         df = render_world(s.preset, seed=s.seed, progress=False)
+        _give_back()
         return df, world_joints(df), f'synthetic_{s.preset} (world seed {s.seed})'
     posed = s.keypoints or set(s.models)=={'baseline'}
     need(posed, 'only the baseline learns without pose: give --keypoints FILE.npz, or take --models baseline')
@@ -133,6 +135,10 @@ def _read_source(s):
     check_pictures(df.fn)
     name = '+'.join(Path(o).resolve().name for o in _folders(s.data))
     return df, joints, name + f' ({s.format} layout)'*bool(s.format)
+
+def _give_back():
+    "Return the memory that drawing took and needs no more, where the system's C library (glibc) keeps it otherwise"
+    if sys.platform=='linux': getattr(ctypes.CDLL(None), 'malloc_trim', int)(0)
 
 def _folders(data):
     "The folders, or files of tables, that `data` names: one, or several with commas between"
@@ -218,17 +224,22 @@ def _baseline(dls, how, **kwargs):
     from pgflkd.learner import baseline_learner
     return baseline_learner(dls, recipe=how, **kwargs)
 
-def _focus(dls, how):
-    "The baseline, with the response drawn to the person"
-    from pgflkd.where import Focus
-    return _baseline(dls, how, terms=[Focus()])
-
 def _pgflkd(dls, how):
     "The paper's network"
     from pgflkd.learner import pgflkd_learner
     return pgflkd_learner(dls, recipe=how)
 
-MODELS = dict(baseline=_baseline, pgflkd=_pgflkd, focus=_focus)   # what --models can name
+def _where(dls, how):
+    "A student that pools where it expects the person; only this pooling and its feature learn from covered copies"
+    from pgflkd.callbacks import CoveredCopy
+    from pgflkd.learner import where_learner
+    from pgflkd.losses import ReID
+    from pgflkd.occlude import HidePerson
+    from pgflkd.where import Views
+    reid = Views(ReID(unit=how.unit_triplet), both='a')
+    return where_learner(dls, recipe=how, terms=[reid], cbs=[CoveredCopy(HidePerson(1.))])
+
+MODELS = dict(baseline=_baseline, pgflkd=_pgflkd, where=_where)   # what --models can name
 
 def _told(rankings):
     "The mAP of each of the `rankings`, which are named by their queries"
@@ -306,19 +317,22 @@ def _response_picture(learns, path, query_set, n=6):
     shown = df.index.get_indexer(spread_queries(dls.test_df, n, query_set))
     x = torch.cat([batch[0].as_subclass(torch.Tensor).cpu() for batch in dls.test_dl(df)])
     shares, key = _shares(learns, df, x)
+    mean = {m: share.nanmean().item() for m,share in shares.items()}
+    if mean: key += f'; mean of all {len(df)}: ' + ', '.join(f'{m} {o:.0%}' for m,o in mean.items())
     beside = {m: share[shown] for m,share in shares.items()}
     looks = {m: feature_response(learn.model, x[shown], scale=True) for m,learn in learns.items()}
-    title = f'Where each network responds to {query_set} queries'
+    title = f'Where each network responds: {len(shown)} of {len(df)} {query_set} queries, spread evenly'
     compare_responses(denorm(x[shown], dls.stats), looks, beside, title, key).savefig(path, dpi=110)
-    return {m: share.nanmean().item() for m,share in shares.items()}
+    return mean
 
 def _shares(learns, df, x):
     "The share of each response to `x` on the obstacle, with its area as 'picture', none where that is not known; a key"
     from pgflkd.interpret import feature_response, read_masks, response_share
-    key = 'dark: the last map is small there; bright: it is large, in each picture by itself'
+    key = 'dark: the last layer responds little there; bright: much, each picture scaled by itself'
     if 'mask' not in df or not df['mask'].fillna('').map(bool).all(): return {}, key
     mask = read_masks(df, 'obstacle', x.shape[-2:])
-    key += '\nnumber: share of the picture that is obstacle; share of the response on it, less is better'
+    key += '\nunder a picture: how much of it is obstacle; under a response: how much of it lies'
+    key += '\non the obstacle, less is better'
     shares = {m: response_share(feature_response(learn.model, x), mask) for m,learn in learns.items()}
     return shares | dict(picture=mask.float().mean((1,2))), key
 
@@ -362,7 +376,7 @@ def _announce(s, dls, name):
     "Say what there is and what is done with it; how many batches that takes, a ranked one counted as a third"
     people = f'{dls.n_classes} people and {len(dls.train_df)} pictures to learn from, {len(dls.test_df)} to test on'
     print(f'{name}: {people}; {dls.device}')
-    work = f'{s.how.epochs} epochs of {len((s.cut or dls).train)} batches of {s.how.bs}'
+    work = f'{s.how.epochs} epoch{"s"*(s.how.epochs!=1)} of {len((s.cut or dls).train)} batches of {s.how.bs}'
     if s.cut: work += f', the best of them by {_held(s, dls)}'
     print(f'each model: {s.how.arch}, begun with weights {named(s.how)["weights"]}, {work}', flush=True)
     return len(s.models)*s.how.epochs*_epoch(dls, s) + (1+len(s.models))*len(dls.valid)/3
@@ -474,7 +488,7 @@ def train_command(
     schedule:str|None=None,    # Its course: paper (warm-up and steps) or cycle (one cycle)
     triplets:str|None=None,    # Between unit vectors (unit) or features as they come (raw)
     lambda_mcl:float|None=None, # Weight of Eq. 5
-    models:str|None=None,      # What to train: baseline, pgflkd, focus; left out: baseline,pgflkd
+    models:str|None=None,      # What to train: baseline, pgflkd, where; left out: baseline,pgflkd
     hide:float|None=None,      # Share of the training pictures that get a random obstacle (0)
     keep:str|None=None,        # The last epoch (default), or the best by a fifth of the training people, held out
     seed:int|None=None,        # Seed of world, training and pasted obstacles (0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from .train import make_recipe, named, one_of, read_crops, read_seeds, use_device
-from ..errors import command, guarded, need
+from ..errors import command, need
 from ..files import check_pictures, file_state, fingerprint, write_whole
 from ..records import add_rows, run_facts
 
@@ -114,16 +114,14 @@ def transfer_command(
 ):
     "Train on one set, test on others as they are: the transfer protocol of Tables 2 and 3"
     options = dict(epochs=epochs, arch=arch, weights=weights, size=size, bs=bs, per_id=per_id)
-    def job():
-        how, draws = make_recipe(recipe, **options), read_seeds(seeds)
-        names = (models or ('baseline,pgflkd' if keypoints else 'baseline')).split(',')
-        for o in names: one_of('models', o, ('baseline', 'pgflkd'))
-        own = dict(pattern=pattern, camera=camera, test=test, lists=lists)
-        df, joints = read_crops(data, format, keypoints, **own)
-        tables = _read_targets(targets)
-        use_device(device)
-        t = transfer_run(df, tables, joints, out, names, draws, how, num_workers=num_workers)
-        by = t[t.feature=='after the neck'].groupby(['target', 'query_set', 'gallery_pictures', 'model'])
-        table = by[['rank1', 'rank3', 'mAP', 'mAP_trapezoid']].agg(['mean', 'std']).round(1)
-        print(f'\n{table.to_string()}\n\nin percent over {len(draws)} seeds; {_TRANSFER}. All rows: {out}/results.csv')
-    guarded('pgflkd_transfer', job)
+    how, draws = make_recipe(recipe, **options), read_seeds(seeds)
+    names = (models or ('baseline,pgflkd' if keypoints else 'baseline')).split(',')
+    for o in names: one_of('models', o, ('baseline', 'pgflkd'))
+    own = dict(pattern=pattern, camera=camera, test=test, lists=lists)
+    df, joints = read_crops(data, format, keypoints, **own)
+    tables = _read_targets(targets)
+    use_device(device)
+    t = transfer_run(df, tables, joints, out, names, draws, how, num_workers=num_workers)
+    by = t[t.feature=='after the neck'].groupby(['target', 'query_set', 'gallery_pictures', 'model'])
+    table = by[['rank1', 'rank3', 'mAP', 'mAP_trapezoid']].agg(['mean', 'std']).round(1)
+    print(f'\n{table.to_string()}\n\nin percent over {len(draws)} seeds; {_TRANSFER}. All rows: {out}/results.csv')

@@ -10,7 +10,7 @@ import os, re
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
-from ..errors import InputError, need
+from ..errors import InputError, need, refusing
 from ..files import PICTURES, list_pictures
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0007
@@ -42,9 +42,9 @@ def _drawn(people, test, seed, n):
     need(0<=share<=1, why)
     return people[:max(1, round(share*n)) if share else 0]
 
-def _with_queries(df):
-    "`df` whose role test became query, for the first picture of a person in each camera, and gallery"
-    first = ~df.sort_values('fn', kind='stable').duplicated(['pid','camid']).sort_index()
+def _with_queries(df, *kinds):
+    "`df` whose role test became query, for the first picture of a person in each camera and of `kinds`, and gallery"
+    first = ~df.sort_values('fn', kind='stable').duplicated(['pid', 'camid', *kinds]).reindex(df.index)
     role = df.role.where(df.role!='test', np.where(first, 'query', 'gallery'))
     return df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else (role=='gallery').astype(int))
 
@@ -55,15 +55,13 @@ def validation_cut(
     seed:int=0,        # which
 )->pd.DataFrame:       # rows of `df` whose role was train, with new roles and query sets
     "A benchmark made of the training people of `df` alone: a `share` of them become queries and gallery"
-    df = df[df.role=='train'].copy()
+    df = df[df.role=='train']
     pids = np.random.default_rng(seed).permutation(np.sort(df.pid.unique()))
     test = df.pid.isin(pids[:max(2, round(share*len(pids)))])
     occluded = df.occluded if 'occluded' in df else pd.Series(False, df.index)
-    df['query_set'] = np.where(test, np.where(occluded, 'occluded', 'holistic'), '')
-    first = test & ~df.duplicated(['pid', 'camid', 'query_set'])
-    df['role'] = np.where(first, 'query', np.where(test, 'gallery', 'train'))
-    df.loc[df.role!='query', 'query_set'] = ''
-    return df if df.camid.nunique()>1 else df.assign(camid=(df.role=='gallery').astype(int))
+    df = df.assign(role=np.where(test, 'test', 'train'), query_set=np.where(occluded, 'occluded', 'holistic'))
+    df = _with_queries(df, 'query_set')
+    return df.assign(query_set=df.query_set.where(df.role=='query', ''))
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0014
 def join_tables(
@@ -96,21 +94,16 @@ def _refuse(ok, df, column, source, first, why):
     i = int(np.argmin(ok.to_numpy()))
     raise InputError(f'{source}: row {i+first}: {column} is {df[column].tolist()[i]!r}; {why}')
 
-def _numbers(col, text, least, first):
-    "The numbers of `col`, which of them can be used, and whether they were names, numbered from `first`"
-    ok = text.str.fullmatch(r'-?[0-9]{1,10}(\.0+)?').astype(bool)
-    if ok.mean()<.5 and col.notna().all():
-        return text.map({o: i for i,o in enumerate(sorted(set(text)), first)}), text!='', True
-    number = pd.to_numeric(text.where(ok, '-2')).astype(np.int64)
-    return number, ok & (number>=least) & (number<2**31), False
-
 def _numbered(df, source, first):
     "`df` with people and cameras as numbers, names kept beside them"
     for column,(kept, least, start, why) in _NUMBERED.items():
         text = df[column].astype(str).str.strip()
-        number, ok, named = _numbers(df[column], text, least, start)
-        _refuse(ok, df, column, source, first, why)
-        same = text.str.lower() if named else number
+        whole = text.str.fullmatch(r'-?[0-9]{1,10}(\.0+)?').astype(bool)
+        named = whole.mean()<.5 and df[column].notna().all()
+        if named: same, number = text.str.lower(), pd.factorize(text, sort=True)[0] + start
+        else: same = number = pd.to_numeric(text.where(whole, '-2')).astype(np.int64)
+        usable = text!='' if named else whole & (number>=least) & (number<2**31)
+        _refuse(usable, df, column, source, first, why)
         _refuse(text==text.groupby(same).transform('first'), df, column, source, first,
                 'another row spells the same one otherwise; spell it in one way')
         if named: df = df.assign(**{kept: text})
@@ -124,7 +117,8 @@ def _with_columns(df, source):
         has = ', '.join(map(str, df.columns[:8]))
         why = f"no column {column!r} among {has}; call it so, or give rename={{'yours': {column!r}}}"
         need(column in df, f'{source}: {why}')
-    return df.drop(columns=[o for o in ('camid','role') if o in df and df[o].isin([None, np.nan, '']).all()])
+    empty = df.reindex(columns=['camid', 'role']).isin([None, np.nan, '']).all()
+    return df.drop(columns=empty.index[empty], errors='ignore')
 
 def _checked(df, source, first=0, test=.3, seed=0):
     "`df` in whole numbers and known roles; raises `InputError` naming `source` and the row, counted from `first`"
@@ -133,7 +127,8 @@ def _checked(df, source, first=0, test=.3, seed=0):
     _refuse(df.fn.notna() & (path.str.strip()!=''), df, 'fn', source, first, 'give the path of a picture')
     df = _numbered(df.assign(fn=path, camid=0 if blind else df.camid), source, first)
     if 'role' in df: _refuse(df.role.isin(_ROLES), df, 'role', source, first, f'take {", ".join(_ROLES)}')
-    _one_person_each(df[['fn','pid']].drop_duplicates(), source)
+    _refuse(df.pid==df.groupby('fn').pid.transform('first'), df, 'fn', source, first,
+            'above it is another person; a picture shows one, drop the wrong row')
     single = df.camid.nunique()<2
     df = _with_roles(from_one(df, source), source, test, seed)
     if blind: df['camid'] = (df.role=='gallery').astype(int)
@@ -141,13 +136,6 @@ def _checked(df, source, first=0, test=.3, seed=0):
         print(f'{source}: no two cameras are known, so the gallery counts as a second one: kinder than life')
     return df
 
-def _one_person_each(people, source):
-    "Name the first picture of two people in the different rows `people`"
-    twice = people.fn.duplicated()
-    if not twice.any(): return
-    fn = people.fn[twice].iloc[0]
-    a, b = people.pid[people.fn==fn][:2]
-    raise InputError(f'{source}: {fn} is person {a} and person {b}; a picture shows one person, drop the wrong row')
 
 def from_one(
     df:pd.DataFrame, # pid, maybe role
@@ -206,13 +194,10 @@ def from_df(
 def _read_csv(path):
     "The table in the file `path` as text, whatever stands between its columns"
     need(path.is_file(), f'{path}: no such file; give a CSV with the columns fn and pid, and maybe camid and role')
-    try:
+    with refusing(f'{path}: cannot be read as a CSV', 'save it as UTF-8, with commas and one header line'):
         with open(path, encoding='utf-8-sig') as f: header = f.readline()
         between = max(',;\t', key=header.count)
         df = pd.read_csv(path, sep=between, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    except Exception as e:
-        why = f'cannot be read as a CSV ({" ".join(str(e).split())[:160]})'
-        raise InputError(f'{path}: {why}; save it as UTF-8, with commas and one header line') from None
     if 'fn' in df: df['fn'] = df.fn.str.replace('\\', '/')           # as Windows writes paths
     return df
 
@@ -236,9 +221,15 @@ def _reader(pattern, wants, root=''):
 
 def _cameras(fns, camera):
     "What the pattern or the function `camera` says of each of `fns`"
-    if not isinstance(camera, str): return [str(_ask(camera, fn, 'the camera')) for fn in fns]
+    if not isinstance(camera, str): return [str(o) for o in _asked(camera, fns, 'the camera')]
     read = _reader(camera, 'camera')
     return [read(fn)[1] for fn in fns]
+
+def _asked(func, fns, wants):
+    "What the function `func` says of each of `fns`"
+    for fn in fns:
+        with refusing(f'{fn}: {getattr(func, "__name__", "your function")} failed', f'it should give {wants}'):
+            yield func(Path(fn))
 
 def from_names(
     root:str|Path,         # folder of pictures, through all folders in it
@@ -251,20 +242,11 @@ def from_names(
     read = _reader(pattern, 'person', root) if isinstance(pattern, str) else pattern
     rows, wants = [], '(pid, camid, role), or None to leave it out'
     fns = list_pictures(root)
-    for fn in fns:
-        said = _ask(read, fn, wants)
+    for fn,said in zip(fns, _asked(read, fns, wants)):
         need(said is None or np.shape(said)==(3,), f'{fn}: your function gave {said!r}; it should give {wants}')
         if said is not None: rows.append((fn, *said))
     need(rows, f'{root}: no picture among {len(fns)} has a person; see what your function gives')
     return _checked(pd.DataFrame(rows, columns=['fn','pid','camid','role']), source, test=test, seed=seed)
-
-def _ask(func, fn, wants):
-    "What `func` says of the picture `fn`"
-    try: return func(Path(fn))
-    except InputError: raise
-    except Exception as e:
-        name = getattr(func, '__name__', 'your function')
-        raise InputError(f'{fn}: {name} failed with {type(e).__name__}: {e}; it should give {wants}') from None
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0033
 def from_folders(

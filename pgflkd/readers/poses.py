@@ -10,7 +10,7 @@ import json, os, posixpath, re
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..errors import InputError, need
+from ..errors import InputError, need, refusing
 from ..files import list_pictures
 from ..keypoints import KeypointStore, find_names
 from ..pose import COCO_JOINTS
@@ -122,10 +122,6 @@ def _plain(names):
     return ['/'.join(o.split('/')[same:]) if o in set(far) else o for o in names]
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0023
-def _json(path):
-    "Parsed JSON, whatever mark stands before it"
-    return json.loads(path.read_text(encoding='utf-8-sig'))
-
 def _folder(root, order):
     "(format, people) of every JSON file under `root`"
     fns = [p for p in sorted(root.rglob('*.json')) if p.is_file() and not p.name.startswith('.')]
@@ -135,7 +131,7 @@ def _folder(root, order):
     if len(set(short))==len(short): names = short
     people, kinds = {}, set()
     for fn,name in zip(fns, names):
-        kind, found = _people(_json(fn), name, order)
+        kind, found = _people(json.loads(fn.read_bytes()), name, order)
         people.update(found)
         kinds.add(kind)
     need(len(kinds)==1, f'{root}: holds {" and ".join(sorted(kinds))} files; put them into folders of their own')
@@ -146,7 +142,7 @@ def _read(path, order):
     if path.is_dir(): return *_folder(path, order), {}
     if path.suffix=='.csv': return 'market csv', _market_csv(path), {}
     need(path.suffix=='.json', f'{path}: unknown kind of keypoint file; give a folder, .json, .csv or .npz')
-    doc = _json(path)
+    doc = json.loads(path.read_bytes())                      # with a mark before it, or without
     if 'annotations' in doc: return 'coco', *_coco(doc, order)
     return *_people(doc, path.stem.removesuffix('_keypoints'), order), {}
 
@@ -161,22 +157,21 @@ def read_keypoints(
     need(path.exists(), f'{path}: no such file or folder; give the keypoints')
     if path.suffix=='.npz': return KeypointStore.load(path, size)
     try:
-        kind, people, stated = _read(path, order)
-        store = _store(path, kind, people, stated, images, size)
-        standing = order or kind=='coco' or _standing(store.joints)
-        need(standing, f'{path}: of most people the feet lie above the head; give order=, the names of the joints')
-        return store
+        with refusing(f'{path}: cannot be read as keypoints', 'see the formats in the guide on keypoints'):
+            kind, people, stated = _read(path, order)
+            store = _store(path, kind, people, stated, images, size)
     except InputError as e:
         named = str(path) in str(e) or str(images) in str(e)
         raise e if named else InputError(f'{path}: {e}') from None
-    except Exception as e:       # a stranger's file: whatever goes wrong in it is its fault
-        why = ' '.join(str(e).split())[:120]
-        raise InputError(f'{path}: cannot be read as keypoints ({type(e).__name__}: {why})') from None
+    standing = order or kind=='coco' or _standing(store.joints)
+    need(standing, f'{path}: of most people the feet lie above the head; give order=, the names of the joints')
+    return store
 
 def _standing(joints):
     "Whether heads lie above feet, where both are seen: an order taken for another seldom stands"
     y = np.where(joints[...,2]>.3, joints[...,1], np.nan)
-    with np.errstate(all='ignore'): head, feet = np.fmax.reduce(y[:,:5], 1), np.fmin.reduce(y[:,15:], 1)
+    head = np.fmax.reduce(y[:,:5], 1)
+    feet = np.fmin.reduce(y[:,15:], 1)
     return (head>feet).sum() <= (head<=feet).sum()
 
 def _store(path, kind, people, stated, images, size):

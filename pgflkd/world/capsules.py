@@ -58,14 +58,16 @@ def draw_capsule(
     o = beside/(radius*ring*width).clamp(min=1e-4)
     side = ring*o.clamp(-1, 1)
     front = ring*(1 - o*o).clamp(min=0).sqrt()
-    depth = _between(a[2], b[2], t) + radius*(side*shear + front*deep)
+    forward = radius*(side*shear + front*deep)
+    depth = _between(a[2], b[2], t) + forward
     normal = side*dy + into*dx, into*dy - side*dx, front
     return Seen(o.abs() < 1, depth, t, into, normal)
 
 # %% ../../nbs/world/01_capsules.ipynb #cell0016
 def _table(name):
     "The numbers with which the module `name` draws, from the file beside it"
-    return json.loads((Path(pgflkd.__file__).parent/f'world/{name}.json').read_text(encoding='utf-8'))
+    file = Path(pgflkd.__file__).parent/f'world/{name}.json'
+    return json.loads(file.read_text(encoding='utf-8'))
 
 Cell = namedtuple('Cell', 'top left height width')     # a rectangle of the atlas, in texels: numbers, or tensors (n,)
 
@@ -95,12 +97,15 @@ def light_on(normal):
 def soften(light, depth, reach, step):
     "Mix `light` (B,H,W) with that of the four neighbours `step` pixels away whose `depth` differs by less than `reach`"
     H, W = depth.shape[1:]
-    lights, depths = F.pad(light, (step,)*4), F.pad(depth, (step,)*4, value=-torch.inf)
+    border = step, step, step, step
+    lights = F.pad(light, border)
+    depths = F.pad(depth, border, value=-torch.inf)
     total, weight = light, 1.
     for y,x in (0,step), (step,0), (step,2*step), (2*step,step):
         window = ..., slice(y, y+H), slice(x, x+W)
         near = ((depths[window]-depth).abs() < reach).float()
-        total, weight = total + near*lights[window], weight + near
+        total = total + near*lights[window]
+        weight = weight + near
     return total/weight
 
 def _blur(x, size):

@@ -119,7 +119,8 @@ _Posed = namedtuple('_Posed', 'points radii flat heading pitch height')
 
 def _tile(low, high, n):
     "The pixels (B,1,m) of the shortest m that holds each interval from `low` to `high` (B,1,1) within `n` pixels"
-    first, last = low.floor().clamp(0, n-1), high.ceil().clamp(1, n)
+    first = low.floor().clamp(0, n-1)
+    last = high.ceil().clamp(1, n)
     m = int((last-first).amax().clamp(1, n))
     return first.clamp(max=n-m).long() + torch.arange(m)
 
@@ -129,17 +130,19 @@ def _tiles(a, b, margin, size):
     right, bottom, _ = torch.maximum(a, b) + margin
     return _tile(left, right, size[1]), _tile(top, bottom, size[0]).mT
 
+def _each(x): return x[...,None,None]     # a number for all pixels of a tile
+
 def _draw_one(posed, i, worn, size):
     "Draw capsule `i` of the bodies `worn` -> flat index of the pixels of its tiles, is it there, its depth"
     c = CAPSULES[i]
-    a, b = posed.points[:,worn,_START[i],None,None], posed.points[:,worn,_END[i],None,None]
-    radii, flat = posed.radii[:,worn,i,None,None], posed.flat[:,worn,i,None,None]
-    margin = (radii*flat.clamp(min=1)).amax(0)*(1+c.bulge) + 1
-    x, y = _tiles(a, b, margin, size)
+    a, b = [_each(posed.points[:,worn,end[i]]) for end in (_START,_END)]
+    radii, flat = [_each(both[:,worn,i]) for both in (posed.radii,posed.flat)]
+    widest = (radii*flat.clamp(min=1)).amax(0)*(1+c.bulge)
+    x, y = _tiles(a, b, widest+1, size)
     if c.cell in ('skin','arm','leg','shoe'): flat = None                           # limbs are round
-    heading = posed.heading[worn,None,None]
+    heading = _each(posed.heading[worn])
     seen = draw_capsule(a, b, radii, heading, x+.5, y+.5, c.bulge, flat, c.cap)
-    pixel = (worn[:,None,None]*size[0] + y)*size[1] + x
+    pixel = (_each(worn)*size[0] + y)*size[1] + x
     return pixel.flatten(), seen.inside.flatten(), seen.depth.flatten()
 
 def _rasterize(posed, size):
@@ -174,11 +177,11 @@ _LOOK = torch.tensor([[
 
 def _columns(posed, index):
     "Columns `index` (n,) of a table of all capsules of all people, by the names of `_COLUMNS`: (n,) or (k,n) each"
-    points, (B,C) = posed.points, posed.radii.shape[1:]
+    B, C = posed.radii.shape[1:]
     stand = torch.stack([posed.heading, posed.pitch, posed.height])[...,None].expand(-1,B,C)
     look = _LOOK[:,None].expand(-1,B,C)
-    table = torch.cat([
-        points[:,:,_START], points[:,:,_END], points[:,:,_AXIS], posed.radii, posed.flat, stand, look])
+    points = [posed.points[:,:,place] for place in (_START,_END,_AXIS)]
+    table = torch.cat([*points, posed.radii, posed.flat, stand, look])
     rows = table.flatten(1).index_select(1, index).split(list(_COLUMNS.values()))
     return SimpleNamespace(**{name: x.squeeze(0) for name,x in zip(_COLUMNS, rows)})
 
@@ -194,7 +197,8 @@ def _down_limb(own, length, t, into):
     low, high = own.radii*own.cap
     past = into*torch.where(into<0, low, high)
     with_ends = (t*length + past + low)/(length + low + high)
-    return own.first + own.span*torch.where(own.ends>0, with_ends, t)
+    down = torch.where(own.ends>0, with_ends, t)
+    return own.first + own.span*down
 
 def _texel(own, point, t, into):
     "Cell, row and column of the surface at `point` (3,n), `t` along its capsule and `into` a rounded end"
@@ -207,24 +211,26 @@ def _texel(own, point, t, into):
     down = torch.where(charted, down_chart, _down_limb(own, length, t, into))
     cell = Cell(*own.cell)
     row = (down*cell.height - .5).clamp(min=0).minimum(cell.height-1)
-    return cell, row, (angle/(2*math.pi) + .5)*cell.width - .5
+    column = (angle/(2*math.pi) + .5)*cell.width - .5
+    return cell, row, column
 
-def _canvas(values, pixel, shape):
-    "Put the `values` (n,...) of pixels into pictures of `shape` (B,H,W), 0 elsewhere"
-    blank = values.new_zeros(math.prod(shape), *values.shape[1:])
-    return blank.index_copy_(0, pixel, values).unflatten(0, shape)
+def _canvas(values, shown):
+    "Put the `values` (n,...) of the pixels that are `shown` (B,H,W) into pictures, 0 elsewhere"
+    pictures = values.new_zeros(*shown.shape, *values.shape[1:])
+    pictures[shown] = values
+    return pictures
 
 def _surface(posed, texture, depth, front):
     "Pictures of what the pixels that show a body show of it: colour (B,H,W,3), light and part (B,H,W)"
-    H, W = depth.shape[1:]
-    pixel = (front.flatten() >= 0).nonzero()[:,0]
-    person, x, y = pixel//(H*W), pixel%W + .5, pixel//W%H + .5
-    own = _columns(posed, person*len(CAPSULES) + front.take(pixel))
+    shown = front >= 0
+    person, row, column = shown.nonzero().T
+    x, y = column+.5, row+.5
+    own = _columns(posed, person*len(CAPSULES) + front[shown])
     seen = draw_capsule(own.start, own.end, own.radii, own.heading, x, y, own.bulge, own.flat, own.cap)
-    texel = _texel(own, torch.stack([x, y, depth.take(pixel)]), seen.t, seen.into)
+    texel = _texel(own, torch.stack([x, y, depth[shown]]), seen.t, seen.into)
     rgb = sample_texture(texture, person, *texel)
     part = torch.where(seen.t < .5, own.part, own.lower)
-    return [_canvas(values, pixel, depth.shape) for values in (rgb, light_on(seen.normal), part)]
+    return [_canvas(values, shown) for values in (rgb, light_on(seen.normal), part)]
 
 # %% ../../nbs/world/02_people.ipynb #cell0031
 _GROUP = torch.zeros(17, dtype=torch.long)                                   # the part of each joint
@@ -266,7 +272,8 @@ def _pose(bodies, heading, phase, stride, place, bend, pitch):
     points = _project(body, heading, place, pitch)
     radii, height = bodies.radii.movedim(-1, 0), place[:,2]
     flat = _FLAT[:,None].repeat(1, len(bodies), 1)
-    flat[1,:,_SKIRT] = _hem_depth(body)/radii[1,:,_SKIRT].clamp(min=.05)
+    hem = radii[1,:,_SKIRT].clamp(min=.05)
+    flat[1,:,_SKIRT] = _hem_depth(body)/hem
     return _Posed(points, radii*height[:,None], flat, heading, pitch, height)
 
 def _develop(rgb, light, part, depth, height, aa):

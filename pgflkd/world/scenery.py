@@ -7,7 +7,7 @@ __all__ = ['OBSTACLES', 'draw_obstacles', 'View', 'draw_place']
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0003
 from copy import copy
-from itertools import product
+from itertools import cycle, product
 from typing import NamedTuple
 import math
 import numpy as np, torch
@@ -18,147 +18,152 @@ from .wardrobe import Crowd, sample_person
 from ..errors import need
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0008
-_TABLE = _table('scenery')     # colours, strokes of drawings, scenes
+_TABLE = _table('scenery')     # colours, and drawings: strokes that lie over each other
 
 class _Pen:
     "Draws on an empty picture, twice as fine as asked; it measures in heights of the picture, or in `unit` pixels"
-    def __init__(self, size, unit=None):
-        self.size, self.colours = size, dict(_TABLE['colours'])
+    def __init__(self, size, rng=None, unit=None):
+        self.size, self.rng = size, rng
+        self.colours = dict(_TABLE['colours'])
         self.fine = Image.new('RGBA', (2*size[1], 2*size[0]))
         self.on = ImageDraw.Draw(self.fine)
         self.scale = 2*(unit or size[0])
         self.origin, self.units = (0.,0.), (1.,1.)
-    def at(self, x, y, wide=1., high=None):
+    def at(self, x=0., y=0., wide=1., high=None):
         "The same pen with its origin at (`x`,`y`); its unit is `wide` from left to right, `high` (or `wide`) downwards"
         pen = copy(self)
         pen.origin, pen.units = (x,y), (wide, high or wide)
         return pen
-    def tint(self, name, light):
-        "From now on the colour `name` is `light` times as light as in the table"
-        self.colours[name] = np.multiply(_TABLE['colours'][name], light)
-    def _ink(self, colour, shade):
-        "`colour`, a name or (red, green, blue), made lighter or darker by `shade`, in bytes"
+    def upright(self, x, y):
+        "The same pen with its origin at (`x`,`y`) of this one, and its height for a unit"
+        x, y = self.origin + np.multiply((x,y), self.units)
+        return self.at(x, y, self.units[1])
+    def draw(self, name):
+        "The strokes of the drawing `name`: each is a method of the pen, and what it is told"
+        for stroke,*told in _TABLE[name].values(): getattr(self, stroke)(*told)
+    def copies(self, name, *places):
+        "The drawing `name` at each of `places`, x and y, upright"
+        for place in places: self.upright(*place).draw(name)
+    def number(self, told):
+        "The number that was `told`, or one between the two of a range"
+        return self.rng.uniform(*told) if isinstance(told, list) else told
+    def many(self, n, *ranges):
+        "`n` rows of random numbers, drawn row by row: one from each range (from, to)"
+        first, last = np.transpose(ranges)
+        share = self.rng.random((n,len(ranges)))
+        return (first + (last-first)*share).tolist()
+    def tint(self, name, *light):
+        "From now on the colour `name` is lighter or darker than in the table, by a factor in the range `light`"
+        self.colours[name] = np.multiply(_TABLE['colours'][name], self.rng.uniform(*light))
+    def choose(self, name, colours):
+        "From now on the colour `name` is one of `colours`"
+        if isinstance(colours, str): colours = _TABLE[colours]
+        self.colours[name] = colours[self.rng.integers(len(colours))]
+    def _put(self, form, colour, shade, *points, **how):
+        "Draw a `form` of PIL through `points`; a `colour` is a name or (red, green, blue), a `shade` its factor"
         if isinstance(colour, str): colour = self.colours[colour]
-        light = np.multiply(255, colour)*shade
-        return tuple(light.clip(0, 255).astype(int))
-    def _pixels(self, *points): return (np.concatenate(points)*self.scale).tolist()
-    def _two(self, numbers):
-        "The point and the lengths along x and y that four `numbers` are"
-        point, lengths = np.reshape(numbers, (2,2))*self.units
-        return self.origin+point, lengths
+        light = np.multiply(255, colour)*self.number(shade)
+        pixels = np.concatenate(points)*self.scale
+        form(pixels.tolist(), tuple(light.clip(0, 255).astype(int)), **how)
     def poly(self, colour, shade, *corners):
         "A polygon with `corners` x, y, x, y ..."
         points = self.origin + np.reshape(corners, (-1,2))*self.units
-        self.on.polygon(self._pixels(*points), self._ink(colour, shade))
+        self._put(self.on.polygon, colour, shade, *points)
     def rect(self, colour, shade, *box):
         "A box: x and y of its upper left corner, width, height"
-        corner, size = self._two(box)
-        if min(size) > 0: self.on.rectangle(self._pixels(corner, corner+size), self._ink(colour, shade))
+        corner, size = np.reshape(box, (2,2))*self.units
+        corner = self.origin + corner
+        self._put(self.on.rectangle, colour, shade, corner, corner+size)
     def disc(self, colour, shade, *oval):
         "An ellipse: x and y of its middle, its half axes"
-        middle, half = self._two(oval)
-        self.on.ellipse(self._pixels(middle-half, middle+half), self._ink(colour, shade))
+        middle, half = np.reshape(oval, (2,2))*self.units
+        middle = self.origin + middle
+        self._put(self.on.ellipse, colour, shade, middle-half, middle+half)
     def line(self, colour, shade, x, y, x2, y2, width=.004):
-        "A line from (x,y) to (x2,y2)"
-        points = self.origin + np.multiply(((x,y), (x2,y2)), self.units)
-        pixels = round(width*self.units[1]*self.scale)
-        self.on.line(self._pixels(*points), self._ink(colour, shade), max(1, pixels))
-    def draw(self, name):
-        "The strokes of the drawing `name`, one over the other: form, colour, shade, numbers"
-        for form,*stroke in _TABLE[name].values(): getattr(self, form)(*stroke)
-    def tensor(self, rng, grain=.03, roundness=0.):
+        "A line from (x,y) to (x2,y2); its `width` is in heights of the picture"
+        points = self.origin + np.reshape((x,y,x2,y2), (2,2))*self.units
+        pixels = max(1, round(width*self.scale))
+        self._put(self.on.line, colour, shade, *points, width=pixels)
+    def spots(self, colour, shade, n, right, down, light, *radii):
+        "`n` upright ovals with half axes `radii` at random places, each by a random `light` lighter or darker"
+        for x,y,glow in self.many(n, right, down, light):
+            self.upright(x, y).disc(colour, shade*glow, 0,0,*radii)
+    def tensor(self, grain=.03, roundness=0.):
         "-> (4,H,W); `grain` roughens, `roundness` shades from the lit left to the dark right and lower edge"
         h, w = self.size
         picture = np.asarray(self.fine.resize((w,h), Image.BOX), np.float32)/255
         x = (np.arange(w)+.5)/w
         y = ((np.arange(h)+.5)/h)[:,None]
-        light = rng.normal(1, grain, (h,w))
-        light = light * (1 + roundness*(.12-.42*x**2)) * (1 - roundness*.35*y**4)
+        light = self.rng.normal(1, grain, (h,w))
+        light = light * (1 + roundness*(.12-.42*x**2))
+        light = light * (1 - roundness*.35*y**4)
         picture[...,:3] *= light[...,None]
-        return torch.from_numpy(picture.clip(0, 1).transpose(2,0,1).copy())
-
-def _many(rng, n, *ranges):
-    "`n` rows of random numbers, drawn row by row: one from each range (from, to)"
-    return rng.uniform(*np.transpose(ranges), (n,len(ranges))).tolist()
+        return torch.tensor(picture.clip(0, 1)).permute(2,0,1).contiguous()
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0015
-def _car(pen, wide, w, rng):
-    wide.draw('car')
-    for x in (.19,.80): pen.at(x*w, .83).draw('wheel')
-
-_BARK = (-.9,.1,-.01,.03), (.8,.95,.01,.09)
-_LEAVES = (.02,.98), (-.02,.19), (.85,1.15)
-
-def _tree(pen, wide, w, rng):
-    pen.tint('bark', rng.uniform(.8, 1.1))
-    pen.at(.5*w, 0, w, 1).draw('trunk')
-    right = pen.at(.5*w, 0, .13*w, 1)
-    for i in range(7): right.poly('bark', 1-.06*i, i/7,0, 1,0, 1.05,.9, i/7,.9)         # darker and darker
-    for _ in range(60):
-        (x,y), (sideways,length) = rng.uniform(*_BARK).reshape(2,2)
-        x = .5*w+x*.13*w
-        pen.line('bark', rng.choice([.55,.7,1.3]), x, y, x+sideways, y+length, .005)
-    for shade in (.62,.85,1.1,1.35):
-        for x,y,light in _many(rng, 34, *_LEAVES): pen.disc('leaf', shade*light, x*w, y-.05*(shade-.6), .05, .035)
-
-_STRIPE = np.array([(-.1,.79), (.08,.05), (.17,.05), (-.01,.79)]).T
-
-def _board(pen, wide, w, rng):
-    for x in (.12,.82): pen.at(x*w, 0, w, 1).draw('posts')
-    wide.draw('panel')
-    x, y = _STRIPE
-    for i in range(-1,7): pen.poly('paint', 1., *zip((i/5*w+x*w).clip(.03*w, .97*w), y))
-    wide.draw('paper')
-    pen.disc('paint', .9, .30*w,.38,.10*w,.10*w)
-    for y in (.26,.35,.44): wide.rect('print', 1., .48, y, rng.uniform(.2, .34), .04)
-    wide.draw('lower edge')
-
-def _staves(wide, colour, upper, lower, shades):
-    "The staves of a bin or pot, one for each of `shades`; an edge is left end, width, width of a stave, row"
-    for i,shade in enumerate(shades):
-        (x,low), (x2,high) = [(edge[0]+edge[1]*i/len(shades), edge[3]) for edge in (upper,lower)]
-        wide.poly(colour, shade, x,low, x+upper[2],low, x2+lower[2],high, x2,high)
-
-def _bin(pen, wide, w, rng):
-    _staves(wide, *_TABLE['staves of a bin'])
-    wide.draw('bin')
-    for x in (.2,.8): pen.at(x*w, .95).draw('wheel of a bin')
-
-def _railing(pen, wide, w, rng):
-    n = max(5, round(w/.13))
-    for i in range(n): pen.at((i+.2)/n*w, 0, .62*w/n, 1).draw('bar')
-    for y in (0,.46,.86): pen.at(0, y, w, 1).draw('rail')
-
-_TUFT = (.06,.04,.03,.85), (.62,.08,.055,1.15)
-
-def _plant(pen, wide, w, rng):
-    for shade in (.5,.7,.95,1.25):
-        for _ in range(42):
-            x = rng.normal(.5, .22)*w
-            y, *radii, light = rng.uniform(*_TUFT)
-            pen.disc('foliage', shade*light, min(max(x, .08*w), .92*w), y-.05*(shade-.5), *radii)
-    for x,y in _many(rng, 14, (.1,.9), (.08,.5)): pen.at(x*w, y).draw('flower')
-    _staves(wide, *_TABLE['staves of a pot'])
-    wide.draw('pot')
-
-def _wall(pen, wide, w, rng):
-    wide.draw('mortar')
-    brick = 'block'
-    if rng.random() < .6:
-        pen.tint('brick', rng.uniform(.75, 1.15))
-        brick = 'brick'
-    for row,column in product(range(7), range(-1, 1+round(w/.26))):
-        x, y = column*.26+.13*(row%2), .13+row*.87/7+.006
-        pen.rect(brick, rng.uniform(.8, 1.12), x, y, .25, .87/7-.014)
-    wide.draw('coping')
+class _Thing(_Pen):
+    "A pen for obstacles; its units are the width and the height of the picture"
+    def __init__(self, size, rng):
+        super().__init__(size, rng)
+        self.w = size[1]/size[0]
+        self.units = self.w, 1.
+    def shifted(self, name, *rights):
+        "The drawing `name`, so far to the right"
+        for right in rights: self.at(right*self.w, 0, *self.units).draw(name)
+    def bark(self, cracks, *ranges):
+        "The right side of a trunk, darker and darker, and its `cracks`"
+        middle, half = .5*self.w, .13*self.w
+        side = self.at(middle, 0, half, 1)
+        for i in range(7): side.poly('bark', 1-.06*i, i/7,0, 1,0, 1.05,.9, i/7,.9)
+        for _ in range(cracks):
+            start, way = np.reshape(self.many(1, *ranges), (2,2))
+            shade = self.rng.choice([.55,.7,1.3])
+            start[0] = middle + start[0]*half
+            self.at().line('bark', shade, *start, *(start+way), .005)
+    def stripes(self, x, y):
+        "Slanting stripes with corners `x`, `y` on a board"
+        w = self.w
+        for i in range(-1,7):
+            right = i/5*w + np.multiply(x, w)
+            corners = np.transpose([right.clip(.03*w, .97*w), y])
+            self.at().poly('paint', 1., *corners)
+    def sign(self, colour, shade, x, y, radius):
+        "A round sign; its `radius` is in widths"
+        self.at(x*self.w, y, self.w).disc(colour, shade, 0,0, radius,radius)
+    def staves(self, colour, left, wide, stave, row, shades):
+        "A stave for each of `shades`; above and below: the left edge, the whole width, that of a stave, the row"
+        for i,shade in enumerate(shades):
+            x = np.add(left, np.multiply(wide, i)/len(shades))
+            (left_top,left_foot), (right_top,right_foot) = zip(x, row), zip(x+stave, row)
+            self.poly(colour, shade, *left_top, *right_top, *right_foot, *left_foot)
+    def writing(self, y, length): self.rect('print', 1., .48, y, self.number(length), .04)
+    def bars(self, name):
+        "The bars of a railing"
+        n = max(5, round(self.w/.13))
+        wide = .62*self.w/n
+        for i in range(n): self.at((i+.2)/n*self.w, 0, wide, 1).draw(name)
+    def foliage(self, shade, n, *ranges):
+        "`n` leaves, most of them in the middle"
+        for _ in range(n):
+            x = np.clip(self.rng.normal(.5, .22), .08, .92)
+            y, *radii, light = self.many(1, *ranges)[0]
+            self.upright(x, y).disc('foliage', shade*light, 0,0,*radii)
+    def flowers(self, name, n, *ranges): self.copies(name, *self.many(n, *ranges))
+    def bricks(self):
+        "Rows of bricks or of concrete blocks, every second moved by half a brick"
+        name = 'brick' if self.rng.random() < .6 else 'block'
+        if name=='brick': self.tint(name, .75, 1.15)
+        columns = range(-1, 1+round(self.w/.26))
+        for row,column in product(range(7), columns):
+            x = column*.26 + .13*(row%2)
+            y = .13+row*.87/7+.006
+            self.at().rect(name, [.8,1.12], x, y, .25, .87/7-.014)
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0017
-_THINGS = dict(car=(_car,.35), tree=(_tree,.3), board=(_board,.4), bin=(_bin,.4),       # how it is drawn, how round
-               railing=(_railing,.3), plant=(_plant,.5), wall=(_wall,.35))
-OBSTACLES = [*_THINGS, 'person']
 _PAINT = np.array(_TABLE['paint'])
+OBSTACLES = [*_TABLE['roundness'], 'person']
 
-def _passer_by(size, rng):
+def _passer_by(_, size, rng):
     "Somebody else as an obstacle -> (4,H,W)"
     H, W = size
     crowd = Crowd([sample_person(rng)])
@@ -167,14 +172,13 @@ def _passer_by(size, rng):
     colour = person['image']/person['alpha'].clamp(min=1e-3)
     return torch.cat([colour, person['alpha']], 1)[0].clamp(0, 1)
 
-def _thing(kind, size, rng):
+def _drawn(kind, size, rng):
     "One of the seven that are drawn -> (4,H,W)"
-    pen, w = _Pen(size), size[1]/size[0]
+    pen = _Thing(size, rng)
     colours = rng.choice(len(_PAINT), 2, replace=False)
     for name,i in zip(('paint','trim'), colours): pen.colours[name] = _PAINT[i]*rng.uniform(.85, 1.12, 3)
-    draw, roundness = _THINGS[kind]
-    draw(pen, pen.at(0, 0, w, 1), w, rng)
-    return pen.tensor(rng, .03, roundness)
+    pen.draw(kind)
+    return pen.tensor(roundness=_TABLE['roundness'][kind])
 
 def draw_obstacles(
     kind:list,                # n names from `OBSTACLES`
@@ -183,7 +187,8 @@ def draw_obstacles(
 )->torch.Tensor:              # (n,4,H,W) red, green, blue, alpha in [0,1]
     "One obstacle for each of `kind`, filling its picture from edge to edge; raises `InputError` for an unknown kind"
     for name in kind: need(name in OBSTACLES, f'no obstacle called {name!r}: choose among {", ".join(OBSTACLES)}')
-    return torch.stack([_passer_by(size, rng) if name=='person' else _thing(name, size, rng) for name in kind])
+    drawings = [(_passer_by if name=='person' else _drawn)(name, size, rng) for name in kind]
+    return torch.stack(drawings)
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0021
 class View(NamedTuple):
@@ -207,202 +212,159 @@ class View(NamedTuple):
 
 # %% ../../nbs/world/04_scenery.ipynb #cell0024
 _HIGH = 1.5     # height of a place, in picture heights: a picture shows two thirds of it
+_PLACES = ['street','park','shop','plaza','road','fence','station','alley']
 
 class _Place(_Pen):
-    "A pen for the wall and the ground that a camera with this `view` sees; `w` picture heights wide"
+    """A pen for the wall and the ground that a camera with this `view` sees; `w` picture heights wide. Its origin is
+    where they meet, its units are the width of the place and the height of a person at the wall"""
     def __init__(self, height, w, view, rng):
-        super().__init__((round(_HIGH*height), round(w*height)), height)
-        self.w, self.top = w, view.top
-        self.view, self.rng = view, rng
-        self.tall = view.height(view.top)       # height of a person at the wall, and the unit in which walls are drawn
-    def wall(self, x, up=0.):
-        "The pen at `x` and `up` above the ground, as tall as a person"
-        return self.at(x, self.top-up*self.tall, self.tall)
-    def band(self, colour, shade, up, high):
-        "A strip all along the wall: its upper edge, `up` above the ground, and its height"
-        self.rect(colour, shade, 0, self.top-up*self.tall, self.w, high*self.tall)
-    def every(self, first, step): return np.arange(first, self.w, step*self.tall)
-    def tiles(self, wide, high, joint, light, shift=0.):
-        "Rows of tiles up the wall, every second moved by the share `shift`"
-        wall = self.wall(0)
-        rows, columns = int(self.top/(high*self.tall))+1, int(self.w/(wide*self.tall))+(2 if shift else 1)
-        for row,column in product(range(rows), range(columns)):
-            x = (column-shift*(row%2))*wide
-            wall.rect('wall', self.rng.uniform(*light), x, -(row+1)*high, *joint)
-    def ground(self, colour, slab):
-        "Ground in true perspective: `slab` is the side of a slab in body heights, 0 for none"
-        deep = _HIGH-self.top
-        for i in range(24):
-            y = self.top+deep*i/24
-            self.rect(colour, .84+.20*i/24, 0, y, self.w, self.top+deep*(i+1)/24-y+.01)
+        super().__init__((round(_HIGH*height), round(w*height)), rng, height)
+        self.view, self.w, self.top = view, w, view.top
+        self.tall = view.height(view.top)
+        self.origin, self.units = (0.,self.top), (w,self.tall)
+    def wall(self, x):
+        "The pen at `x`, where the wall meets the ground; its unit is a person there"
+        return self.at(x, self.top, self.tall)
+    def hung(self, name, below=0.):
+        "The drawing `name` from the upper edge of the place down to the ground, and a little `below`"
+        self.at(self.origin[0], 0, self.tall, self.top+below).draw(name)
+    def every(self, first, step):
+        "Places along the wall; the `first` in picture heights, each a `step` of so many persons after the other"
+        return np.arange(self.number(first), self.w, self.number(step)*self.tall)
+    def row(self, names, first, step):
+        "The drawings `names`, in turn, all along the wall"
+        for name,x in zip(cycle(names), self.every(first, step)): self.wall(x).draw(name)
+    def sky(self, colour, shade): self.at().rect(colour, shade, 0, 0, self.w, self.top)
+    def strips(self, paints, first, last, more=.01):
+        "A strip for each of `paints`, colour and shade, from row `first` to `last`; each reaches `more` into the next"
+        deep, n = last-first, len(paints)
+        for i,paint in enumerate(paints):
+            y = first+deep*i/n
+            self.at().rect(*paint, 0, y, self.w, deep/n+more)
+    def daylight(self, colours): self.strips([(colour, 1.) for colour in colours], 0, self.top)
+    def ground(self, colour, slab=0.):
+        "Ground in true perspective, dark at the wall: `slab` is the side of a slab in body heights, 0 for none"
+        light = [(colour, .84+.20*i/24) for i in range(24)]
+        dark = [(colour, .45+.07*i) for i in range(6)]
+        self.strips(light, self.top, _HIGH)
         if slab: self.slabs(colour, slab)
-        for i in range(6): self.rect(colour, .45+.07*i, 0, self.top+i*.006, self.w, .007)       # the corner is dark
+        self.strips(dark, self.top, self.top+.036, .001)
     def slabs(self, colour, slab):
         "Seams of the slabs, and sixty slabs that are darker"
         near, far = self.view.depth(_HIGH), self.view.depth(self.top)
         self.middle = self.rng.uniform(.3, .7)*self.w
         for depth in np.arange(near, far, slab):
             y = self.view.row(depth)
-            self.line(colour, .74, 0, y, self.w, y)
-        for column in range(-60,61):
-            self.line(colour, .74, *self._seam(column*slab, self.top), *self._seam(column*slab, _HIGH))
-        for _ in range(60): self._dark_slab(colour, slab, near, max(1, int((far-near)/slab)))
-    def _dark_slab(self, colour, slab, near, rows):
+            self.at().line(colour, .74, 0, y, self.w, y)
+        for right in np.arange(-60, 61)*slab:
+            upper, lower = self.seam(right, self.top), self.seam(right, _HIGH)
+            self.at().line(colour, .74, *upper, *lower)
+        rows = max(1, int((far-near)/slab))
+        for _ in range(60): self.dark_slab(colour, slab, near, rows)
+    def dark_slab(self, colour, slab, near, rows):
+        "One of `rows` x 18 slabs, if it lies before the wall"
         row, column = self.rng.integers((0,-9), (rows,9))
         y = self.view.row(near+slab*row)
         y2 = self.view.row(near+slab*row+slab)
-        ends = [self._seam((column+right)*slab, down) for right,down in ((.03,y), (.97,y), (.97,y2), (.03,y2))]
-        if y2 > self.top: self.poly(colour, self.rng.uniform(.86, 1.02), *ends)
-    def _seam(self, right, y):
+        if y2 <= self.top: return
+        left, right = (column+.03)*slab, (column+.97)*slab
+        lower = self.seam(left, y), self.seam(right, y)
+        upper = self.seam(right, y2), self.seam(left, y2)
+        self.at().poly(colour, [.86,1.02], *lower, *upper)
+    def seam(self, right, y):
         "The point in row `y` that lies so many bodies to the `right` of the middle"
         return self.middle+right*self.view.height(y), y
     def near(self, x, down, size):
         "The pen on the ground at `x`, the share `down` of the way to the lower edge; its unit is `size` bodies there"
         y = self.top+(_HIGH-self.top)*down
         return self.at(x, y, size*self.view.height(y))
-
-def _street(place, rng):
-    place.tiles(.18, .065, (.168,.054), (.88,1.1), shift=.5)
-    for i,x in enumerate(place.every(rng.uniform(-.3, .3), rng.uniform(1.1, 1.4))):
-        if i%3==1: place.wall(x).draw('door')
-        else: place.wall(x, 1.5).draw('window')
-    place.band('wall', .55, .14, .14)
-
-def _park(place, rng):
-    w, top = place.w, place.top
-    for i in range(12): place.rect((.66+.015*i,.77+.01*i,.88), 1., 0, top*i/12, w, top/12+.01)     # the sky
-    place.band('hedge', 1., 1.25, 1.25)
-    for shade in (.55,.72,.9,1.1):
-        for x,up,light in _many(rng, int(44*w/place.tall**.5), (0,w), (0,1.7-.55*shade), (.9,1.12)):
-            place.wall(x, up).disc('bush', shade*light, 0,0,.13,.10)
-    for x in place.every(rng.uniform(0, .4), rng.uniform(.9, 1.3)): place.at(x, 0, place.tall, top+.02).draw('stem')
-
-def _lawn(place, rng):
-    "A path, a little wider than people are tall, and blades of grass, taller where they are near"
-    x = rng.uniform(.35, .65)*place.w
-    far, near = [1.1*place.view.height(y) for y in (place.top,_HIGH)]
-    left, right = [(x+a*far,place.top, x+b*near,_HIGH) for a,b in ((-.4,-.8), (.6,.6))]
-    place.poly('path', 1., *left, *right[2:], *right[:2])
-    for side in (left,right): place.line('verge', 1., *side, .012)
-    for x,down,sideways,light in _many(rng, int(420*place.w), (0,place.w), (0,1), (-.3,.3), (.7,1.3)):
-        y = place.top+(_HIGH-place.top)*down
-        tall = .03*place.view.height(y)
-        place.line('grass', light, x, y, x+sideways*tall, y-tall)
-
-def _shop(place, rng):
-    stripes = np.multiply(1.5, place.colours['wall']), (.84,.82,.77)
-    q = place.tall
-    for x in place.every(rng.uniform(-1, 0)*q, 2.1):
-        shop = place.wall(x)
-        shop.draw('show')
-        for i in range(7):
-            tall = rng.uniform(.12, .6)*q
-            goods = _PAINT[rng.integers(7)]
-            place.rect(goods, .75, x+.1*q+i*.165*q, place.top-.35*q-tall, .12*q, tall)
-        shop.draw('front')
-        for i in range(14):                                                                    # the awning
-            left, right = i*.15, (i+1)*.15
-            shop.poly(stripes[i%2], 1., left,-1.75, right,-1.75, right,-1.42, left,-1.42)
-        shop.draw('edge of the awning')
-        stripes = stripes[::-1]
-
-def _plaza(place, rng):
-    for x in place.every(-.2*place.tall, .62):
-        place.tint('glass', rng.uniform(.82, 1.1))
-        place.at(x, 0, place.tall, place.top).draw('sheet')
-        place.wall(x).draw('lower pane')
-    for up in (1.3,.04): place.band('beam', 1., up, .05)
-
-def _house(place, x, wide, high, colour, rng):
-    "A house with its left edge at `x` and its roof at row `high`"
-    q, top = place.tall, place.top
-    place.rect(colour, 1., x, high, wide, top-high)
-    place.rect(colour, .7, x+wide-.05*q, high, .05*q, top-high)
-    for right,y in product(np.arange(.14*q, wide-.3*q, .42*q), np.arange(high+.1*q, top-.5*q, .5*q)):
-        window = place.at(x+right, y, q)
-        window.rect(colour, 1.15, 0,0,.25,.3)
-        window.rect('pane', rng.uniform(.8, 1.3), .02,.02,.21,.26)
-
-def _houses(place, rng):
-    "A row of houses, seen from the other side of the road"
-    x = -.1
-    while x < place.w:
-        wide = rng.uniform(1.1, 1.8)*place.tall
-        high = rng.uniform(0, .25)*place.top
-        _house(place, x, wide, high, _TABLE['houses'][rng.integers(4)], rng)
-        x += wide
-
-def _lane(place, rng):
-    "The pavement, its kerb, and a road with dashes in the middle"
-    w, view = place.w, place.view
-    kerb = view.row(view.depth(place.top)*.86)
-    place.rect('walk', 1., 0, place.top, w, kerb-place.top)
-    place.rect('kerb', 1., 0, kerb, w, .018)
-    place.rect('tar', .6, 0, kerb+.018, w, .008)
-    far, near = [view.row(view.depth(1.2)+o) for o in (.12,-.12)]
-    for x in np.arange(0, w, .8): place.poly('dash', 1., x,far, x+.42,far, x+.40,near, x-.04,near)
-    for x,y,light in _many(rng, 260, (0,w), (kerb+.05,_HIGH), (.8,1.25)): place.disc('tar', light, x, y, .012, .004)
-
-def _fence(place, rng):
-    q, top = place.tall, place.top
-    high = top-1.25*q
-    for x,up,light in _many(rng, 160, (0,place.w), (-.2,.5), (.6,1.15)):
-        place.at(x, high-up*q, q).disc('twigs', light, 0,0,.16,.12)
-    for x in place.every(0, .16):
-        light, board = rng.uniform(.82, 1.1), place.at(x, high, q, top-high)
-        board.rect('wood', light, 0,0,.15,1)
-        place.at(x, high, q).poly('wood', light, 0,0, .075,-.07, .15,0)
-        board.rect('wood', light*.75, .12,0,.03,1)
-    for y in (high+.2*q,top-.3*q): place.at(0, y, place.w, q).draw('beam')
-
-def _pebbles(place, rng):
-    for x,down,light in _many(rng, 900, (0,place.w), (0,1), (.65,1.25)):
-        place.near(x, down**1.3, .02).disc('earth', light, 0,0,1,.4)
-
-def _station(place, rng):
-    place.tiles(.16, .16, (.152,.152), (.93,1.05))
-    place.band('sign', 1., 1.32, .16)
-    place.colours['bench'] = _PAINT[rng.integers(2)]
-    for x in place.every(rng.uniform(0, .6), 2.2):
-        place.colours['poster'] = _PAINT[rng.integers(7)]
-        place.wall(x).draw('poster')
-
-def _platform(place, rng): place.rect('line', 1., 0, place.view.row(place.view.depth(1.42)), place.w, .04)
-
-_MURAL = (0,.35,.06,.05), (1.1,.95,.2,.16)
-
-def _alley(place, rng):
-    q, top = place.tall, place.top
-    place.tint('cast', rng.uniform(.85, 1.1))
-    for x in place.every(rng.uniform(-1, 0), 1.5):
-        slab = place.at(x, 0, q, top)
-        slab.rect('cast', rng.uniform(.92, 1.06), 0,0,1.5,1)
-        slab.draw('seam')
-        place.wall(x).draw('bolts')
-        for right,begin,end in _many(rng, 3, (.1,1.3), (0,.3), (.5,.9)):             # stains of rain
-            place.line('cast', .88, x+right*q, begin*top, x+right*q, end*top, .03*q)
-    for x in place.every(rng.uniform(.2, .9), 3.2):
-        for _ in range(12):                                                          # a mural
-            right, up, *radii = rng.uniform(*_MURAL)
-            place.wall(x).disc(_PAINT[rng.integers(7)], 1.1, right, -up, *radii)
-
-_SCENES = dict(street=_street, park=_park, shop=_shop, plaza=_plaza, road=_houses, fence=_fence, station=_station,
-               alley=_alley)                                                            # what stands at the wall
-_LIES = dict(park=_lawn, road=_lane, fence=_pebbles, station=_platform)              # what lies there
-
-def _draw_scene(number, place):
-    "Draw the scene `number`, counted round, with the pen `place`"
-    name = list(_SCENES)[number%len(_SCENES)]
-    scene = _TABLE['scenes'][name]           # colours of the wall, sky or wall and its shade, ground, side of its slabs
-    if scene['walls']: place.colours['wall'] = scene['walls'][place.rng.integers(3)]
-    place.rect(scene['sky'], scene['shade'], 0, 0, place.w, place.top)
-    _SCENES[name](place, place.rng)
-    place.ground(scene['ground'], scene['slab'])
-    if name in _LIES: _LIES[name](place, place.rng)
+    def tiles(self, wide, high, joint, light, shift=0.):
+        "Rows of tiles up the wall, every second moved by the share `shift`"
+        rows = int(self.top/(high*self.tall)) + 1
+        columns = int(self.w/(wide*self.tall)) + (2 if shift else 1)
+        for row,column in product(range(rows), range(columns)):
+            x = (column-shift*(row%2))*wide
+            self.wall(0).rect('wall', light, x, -(row+1)*high, *joint)
+    def bushes(self, shade, high):
+        "Leaves, the more the wider the place and the smaller people are"
+        n = int(44*self.w/self.tall**.5)
+        self.spots('bush', shade, n, (0,1), (0,-high), (.9,1.12), .13, .10)
+    def goods(self, n):
+        "What lies in a shop window"
+        for i in range(n):
+            tall = self.rng.uniform(.12, .6)
+            self.choose('goods', 'paint')
+            self.rect('goods', .75, .1+i*.165, -.35-tall, .12, tall)
+    def shops(self, *stripes):
+        "Shops with awnings; every second awning begins with the second of the `stripes`, colour and shade"
+        for k,x in enumerate(self.every(self.rng.uniform(-1, 0)*self.tall, 2.1)):
+            shop = self.wall(x)
+            shop.draw('shop front')
+            for i in range(14): shop.upright(i*.15, -1.75).rect(*stripes[(i+k)%2], 0,0,.15,.33)
+            shop.draw('edge of the awning')
+    def panes(self, name): self.row([name], -.2*self.tall, .62)
+    def houses(self, window):
+        "A row of houses, seen from the other side of the road"
+        x = -.1
+        while x < self.w:
+            wide, roof = self.rng.uniform(1.1, 1.8), self.rng.uniform(0, .25)*self.top
+            self.choose('house', 'houses')
+            house, high = self.at(x, roof, self.tall), (self.top-roof)/self.tall
+            house.rect('house', 1., 0, 0, wide, high)
+            house.rect('house', .7, wide-.05, 0, .05, high)
+            columns, rows = np.arange(.14, wide-.3, .42), np.arange(.1, high-.5, .5)
+            house.copies(window, *product(columns, rows))
+            x += wide*self.tall
+    def mural(self, n, *ranges):
+        "`n` ovals of any paint"
+        for _ in range(n):
+            right, up, *radii = self.many(1, *ranges)[0]
+            self.choose('mural', 'paint')
+            self.disc('mural', 1.1, right, -up, *radii)
+    def rain(self, colour, shade, n, *ranges):
+        "`n` stains that run down from the upper edge"
+        wall = self.at(self.origin[0], 0, self.tall, self.top)
+        for x,begin,end in self.many(n, *ranges):
+            wall.line(colour, shade, x, begin, x, end, .03*self.tall)
+    def path(self):
+        "A path, a little wider than people are tall"
+        x = self.rng.uniform(.35, .65)*self.w
+        far, near = [1.1*self.view.height(y) for y in (self.top,_HIGH)]
+        left  = x-.4*far, self.top, x-.8*near, _HIGH
+        right = x+.6*far, self.top, x+.6*near, _HIGH
+        pen = self.at()
+        pen.poly('path', 1., *left, *right[2:], *right[:2])
+        pen.line('verge', 1., *left, .012)
+        pen.line('verge', 1., *right, .012)
+    def grass(self, *ranges):
+        "Blades of grass, taller where they are near"
+        n = int(420*self.w)
+        for x,down,aside,light in self.many(n, (0,self.w), *ranges):
+            self.near(x, down, .03).line('grass', light, 0,0, aside,-1)
+    def lane(self):
+        "The pavement, its kerb, and a road with dashes in the middle"
+        view, road = self.view, self.at(0, 0, self.w, 1)
+        kerb = view.row(view.depth(self.top)*.86)
+        road.rect('walk', 1., 0, self.top, 1, kerb-self.top)
+        road.rect('kerb', 1., 0, kerb, 1, .018)
+        road.rect('tar', .6, 0, kerb+.018, 1, .008)
+        middle = view.depth(1.2)
+        far, near = view.row(middle+.12), view.row(middle-.12)
+        dash = 0,far, .42,far, .40,near, -.04,near
+        for x in np.arange(0, self.w, .8): self.at(x).poly('dash', 1., *dash)
+        road.spots('tar', 1., 260, (0,1), (kerb+.05,_HIGH), (.8,1.25), .012, .004)
+    def pebbles(self, colour, n, *ranges):
+        "`n` pebbles, more of them far away"
+        for x,down,light in self.many(n, (0,self.w), *ranges):
+            self.near(x, down**1.3, .02).disc(colour, light, 0,0,1,.4)
+    def platform(self):
+        "The line that nobody may pass"
+        y = self.view.row(self.view.depth(1.42))
+        self.at().rect('line', 1., 0, y, self.w, .04)
 
 def draw_place(number, height, w, view, rng):
-    """A wall and the ground before it, in true perspective -> (3,1.5H,wH) in [0,1]: the place `number` of `_SCENES` for
+    """A wall and the ground before it, in true perspective -> (3,1.5H,wH) in [0,1]: the place `number` of `_PLACES` for
     pictures of `height` H, `w` picture heights wide, as the camera with this `View` sees it"""
     place = _Place(height, w, view, rng)
-    _draw_scene(number, place)
-    return place.tensor(rng, .035)[:3]
+    place.draw(_PLACES[number%len(_PLACES)])
+    return place.tensor(.035)[:3]

@@ -7,7 +7,6 @@ __all__ = ['Person', 'sample_person', 'paint_texture', 'Crowd']
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0002
 from collections import namedtuple
-from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -16,62 +15,24 @@ from .capsules import _table
 from .people import ATLAS, CAPSULES, Bodies, Shape, find_capsules
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0009
-_CLOTH = dict(
-    white=(.88,.87,.84), black=(.13,.13,.15), grey=(.49,.50,.53), navy=(.16,.25,.47), red=(.62,.15,.16),
-    olive=(.33,.42,.25), sand=(.78,.64,.44), teal=(.28,.53,.62), mustard=(.83,.66,.18), plum=(.45,.27,.46))
-_TOWN = dict(          # {choice: how likely}, [choices], chance of a yes, (from, to), below; keep the order: it draws
-    top=dict(tee=.36, long=.24, jacket=.28, dress=.12),
-    bottom=dict(trousers=.66, shorts=.19, skirt=.15),
-    haircut=dict(short=.50, long=.26, tail=.16, bald=.08),
-    skin=[(.93,.76,.66), (.84,.64,.51), (.68,.47,.35), (.43,.29,.21)],
-    hair={(.09,.08,.08): .40, (.28,.18,.11): .25, (.58,.43,.24): .13, (.56,.54,.52): .12, (.44,.20,.10): .10},
-    shoes=_CLOTH,
-    pattern={'plain': .20, 'stripes': .17, 'bars': .11, 'checks': .12, 'two-tone': .13, 'print': .16, 'sleeves': .11},
-    motif=4,
-    bottom_color=[(.13,.13,.15), (.43,.44,.47), (.21,.31,.48), (.58,.50,.38)],
-    seam=.2, length=(0,1), toecap=.3, beard=.3, glasses=.2, hat=.15, visor=.7,
-    bag={'': .52, 'backpack': .26, 'left': .11, 'right': .11},
-    bag_color=_CLOTH,
-    girth=(.88,1.14), shoulders=(.92,1.08), hips=(.92,1.10), grain=2**31)
+_TABLE = _table('wardrobe')
+_CLOTH = {name: tuple(colour) for name,colour in _TABLE['cloth'].items()}
+_TOWN = _TABLE['town']         # what there is to choose from; keep the order: it draws
 
-@dataclass(frozen=True)
-class Person:
-    "One identity: build, head, clothes and bag; colours are (r,g,b) in [0,1]"
-    skin:tuple
-    hair:tuple
-    shoes:tuple
-    top:str='tee'
-    top_color:tuple=(.8,.8,.8)
-    second:tuple=(.2,.2,.3)       # colour of the pattern, or of the shirt under a jacket
-    pattern:str='plain'
-    motif:int=0                   # which of four prints
-    bottom:str='trousers'
-    bottom_color:tuple=(.2,.2,.3)
-    seam:bool=False
-    length:float=.4               # of skirt or shorts, 0 to 1
-    toecap:bool=False
-    haircut:str='short'
-    beard:bool=False
-    glasses:bool=False
-    hat:tuple=()                  # its colour; () for none
-    visor:bool=True
-    bag:str=''                    # '', 'backpack', or the shoulder it hangs from
-    bag_color:tuple=(.2,.2,.2)
-    girth:float=1.
-    shoulders:float=1.
-    hips:float=1.
-    grain:int=0                   # seed of folds and weave
-
+class Person(namedtuple('Person', ['top_color','second',*_TOWN])):
+    """One identity: what was chosen from each entry of `_TOWN`, and two colours for the top, the `second` for a pattern
+    or for the shirt under a jacket. Colours are (r,g,b) in [0,1], `hat` is its colour or (), `bag` is '', 'backpack' or
+    the shoulder it hangs from; `length` is that of skirt or shorts, `motif` one of four prints, `grain` seeds folds"""
     @property
     def skirted(self): return self.bottom=='skirt' or self.top=='dress'
 
-def _draw(rng, chances):
-    "One draw from an entry of `_TOWN`"
-    if isinstance(chances, float): return rng.random() < chances
-    if isinstance(chances, tuple): return rng.uniform(*chances)
-    if isinstance(chances, int): return int(rng.integers(chances))
-    p = list(chances.values()) if isinstance(chances, dict) else None
-    return list(chances)[rng.choice(len(chances), p=p)]
+def _draw(rng, how):
+    "One draw from an entry of `_TOWN`: a chance, a number below another, {choice: how likely}, [colours], [from, to]"
+    if isinstance(how, float): return rng.random() < how
+    if isinstance(how, int): return int(rng.integers(how))
+    if isinstance(how, dict): return list(how)[rng.choice(len(how), p=list(how.values()))]
+    if isinstance(how[0], (list,tuple)): return tuple(how[rng.choice(len(how))])
+    return rng.uniform(*how)
 
 def sample_person(
     rng:np.random.Generator,  # source of chance
@@ -82,9 +43,10 @@ def sample_person(
     cloth = list(_CLOTH.values())[:wardrobe]
     first, second = rng.choice(wardrobe, 2, replace=False)
     look = dict(top_color=cloth[first], second=cloth[second])
-    for name,chances in _TOWN.items():
-        look[name] = _draw(rng, cloth if chances is _CLOTH else chances)
+    for name,how in _TOWN.items():
+        look[name] = _draw(rng, cloth if how=='cloth' else how)
         if name=='hat': look[name] = _draw(rng, cloth) if look[name] else ()
+    look['hair'] = tuple(_TABLE['hair'][look['hair']])
     smooth = look['haircut'] in ('long','tail') or look['top']=='dress' or look['bottom']=='skirt'
     look['beard'] = look['beard'] and not smooth
     return Person(**look)
@@ -101,6 +63,8 @@ def _soft(x, width=.03):
     "A step from 0 to 1 at `x`=0, `width` wide"
     return np.clip(x/width + .5, 0, 1)
 
+def _waves(x): return _soft(np.sin(x), .8)
+
 def _bump(x, width):
     "1 at `x`=0, falling off on both sides"
     return np.exp(-(x/width)**2)
@@ -112,11 +76,11 @@ def _over(img, color, where):
 
 def _cloth(p, v, u):
     "Top of `p` at `v`, `u`, in its pattern -> (h,w,3)"
-    second = 0*v
-    if p.pattern=='stripes': second = _soft(np.sin(v*2*np.pi*6.5), .8)
-    if p.pattern=='bars':    second = _soft(np.sin(u*7), .8)
-    if p.pattern=='checks':  second = (_soft(np.sin(v*2*np.pi*5), .8) + _soft(np.sin(u*6), .8))/2
-    return _over(p.top_color, p.second, second)
+    waves = 0*v
+    if p.pattern=='stripes': waves = _waves(v*2*np.pi*6.5)
+    if p.pattern=='bars':    waves = _waves(u*7)
+    if p.pattern=='checks':  waves = (_waves(v*2*np.pi*5) + _waves(u*6))/2
+    return _over(p.top_color, p.second, waves)
 
 def _legwear(p, v, u):
     "Trousers, shorts or skirt of `p`, with or without a pale seam -> (h,w,3)"
@@ -127,11 +91,12 @@ def _motif(number, v, u):
     "Print on the chest, one of four: disc, bar, triangle, ring"
     x, y = u/.62, (v-.33)/.11
     wide, high, r = np.abs(x), np.abs(y), np.hypot(x, y)
-    edges = [1-r], [1-wide, .55-high], [.5*(1-y)-wide, 1-high], [1-r, r-.5]
-    return _soft(np.minimum.reduce(edges[number]), .2)
+    disc, bar = [1-r], [1-wide, .55-high]
+    triangle, ring = [.5*(1-y)-wide, 1-high], [1-r, r-.5]
+    edges = [disc, bar, triangle, ring][number]
+    return _soft(np.minimum.reduce(edges), .2)
 
 # %% ../../nbs/world/03_wardrobe.ipynb #cell0016
-_TABLE = _table('wardrobe')
 _Cut = namedtuple('_Cut', 'sleeve hem deep broad')         # where sleeve and trunk end; depth, breadth of the neckline
 _CUTS = {top: _Cut(**cut) for top,cut in _TABLE['cuts'].items()}
 
@@ -142,17 +107,22 @@ def _neckline(p, v, u):
 
 def _jacket(p, img, v, u):
     "An open jacket over a shirt of the second colour: lapels above, flying below"
-    edge = .30 + .34*np.clip(.42-v, 0, 1) + .16*np.clip(v-.5, 0, 1)
+    edge = .30 + .34*np.clip(.42-v, 0, 1)
+    edge = edge + .16*np.clip(v-.5, 0, 1)
     shirt = _over(p.second, p.skin, _neckline(p, v, u))
     img = _over(img, shirt, _soft(edge-np.abs(u)))
-    return _over(img, np.multiply(p.top_color, .55), .9*_bump(np.abs(u)-edge-.05, .06))
+    seam = .9*_bump(np.abs(u)-edge-.05, .06)
+    return _over(img, np.multiply(p.top_color, .55), seam)
 
 def _straps(p, v, u):
     "Where the straps of a backpack, or the one strap of a shoulder bag, lie"
     if not p.bag: return 0*v
-    if p.bag=='backpack': return _soft(.14-np.abs(np.abs(u)-.62), .06)*(v<.5)
+    if p.bag=='backpack':
+        away = np.abs(np.abs(u)-.62)
+        return _soft(.14-away, .06)*(v<.5)
     side = 1 if p.bag=='left' else -1
-    return _soft(.18-np.abs(np.sin(u)*side - (v-.40)*2.6), .10)
+    away = np.abs(np.sin(u)*side - (v-.40)*2.6)
+    return _soft(.18-away, .10)
 
 def _trunk(p, v, u):
     "What `p` wears on the trunk: cloth, print, neckline, straps"
@@ -201,9 +171,12 @@ def _skirt(p):
     "Waist to hem of `p`, in pleats -> (h,w,3)"
     v, u = _axes('skirt')
     img = _legwear(p, v, u)
-    if p.top=='dress': img = _over(_cloth(p, v*.8+.05, u), p.second, (v>.55)*(p.pattern=='two-tone'))
+    if p.top=='dress':
+        lower = (v>.55)*(p.pattern=='two-tone')
+        img = _over(_cloth(p, v*.8+.05, u), p.second, lower)
     pleats = .07*np.sin(u*9) + .04*np.sin(u*17+1)
-    return img*((1 + pleats*v)*(1 - .2*(v>.96)))[...,None]
+    light = (1 + pleats*v)*(1 - .2*(v>.96))
+    return img*light[...,None]
 
 def _shoe(p):
     "Shoe of `p`, with or without a pale toe -> (h,w,3)"
@@ -239,7 +212,8 @@ def _add_dots(img, p, names, a, v):
 
 def _hairline(u, a, v):
     "Where hair grows: above the brow, and lower at the sides and behind"
-    front = _soft(.195 + .03*np.cos(2.2*u)*(a<1.4) - v, .06)
+    brow = .195 + .03*np.cos(2.2*u)*(a<1.4)
+    front = _soft(brow - v, .06)
     back = _soft(a-1.40, .2)*(v < .50+.2*(a>1.9))
     return np.clip(front+back, 0, 1)
 
@@ -252,7 +226,8 @@ def _beard(a, v):
 def _glasses(a, v):
     "Two rims, the bridge between them and the bows"
     bows = (np.abs(v-.42) < .018)*(a>.55)*(a<1.6)
-    return np.clip(_dot('rim', a, v) - _dot('glass', a, v) + bows, 0, 1)
+    rims = _dot('rim', a, v) - _dot('glass', a, v)
+    return np.clip(rims + bows, 0, 1)
 
 def _head(p):
     "Head of `p`: skin, hairline, beard, face, glasses -> (h,w,3)"
@@ -264,7 +239,6 @@ def _head(p):
     img = _add_dots(img, p, ['mouth','brow','eye','pupil'], a, v)
     return _over(img, (.10,.10,.12), .95*_glasses(a, v)*p.glasses)
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0020
 def _grain(seed):
     "Folds, a coarse noise, and weave, a fine one -> (128,128)"
     rng = np.random.default_rng(seed)
@@ -285,7 +259,7 @@ def paint_texture(person):
     img = img*(1 + rough*_grain(person.grain))[...,None]
     return torch.tensor(img.clip(0, 1).transpose(2,0,1), dtype=torch.float32)
 
-# %% ../../nbs/world/03_wardrobe.ipynb #cell0028
+# %% ../../nbs/world/03_wardrobe.ipynb #cell0026
 def _not_worn(p):
     "Names of the capsules that `p` does not show"
     worn = dict(

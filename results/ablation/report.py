@@ -14,7 +14,8 @@ RECIPES = dict(
     quick='Recipe QUICK: MobileNetV2 from the shipped student, 128x64, map 16x8, four epochs; '
           '150 people to learn from, 400 test people, 800 queries a set; seed 0, one training a row so far',
     imagenet16='Recipe: as QUICK, but MobileNetV2 from ImageNet weights, which never saw a pasted obstacle, and nine '
-               'epochs; seed 0, and seed 1 of the baseline, where, its placebo and the fixed map',
+               'epochs; seeds 0 and 1 of the baseline, where, covered copies, their placebos and the fixed map; '
+               'seed 0 of the others',
     resnet18='Recipe: ResNet-18 from random weights, 128x64, map 8x4, six epochs of one cycle, triplets between unit '
              'vectors; 150 people to learn from, 60 test people, 120 queries a set; seeds 0, 1, 2',
     imagenet='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, six epochs of one cycle, triplets between '
@@ -136,6 +137,45 @@ def whiskers(ax, of):
         ax.plot(o.gain, y, 'o', color=color, mfc='white' if placebo else color, ms=6)
     ax.axvline(0, color='black', lw=.8)
     ax.grid(axis='x', alpha=.3)
+
+def steps(
+    folder:str,  # for example 'imagenet16'
+    chain:list,  # rows, each with one thing more than the one before it
+):               # row, query_set, gain, low, high, verdict: a line a step and query set
+    "What each row of `chain` adds to the one before it, by the seeds that all of them have"
+    found = [quick_gains([after], before, folder) for before, after in zip(chain, chain[1:])]
+    table = pd.concat(found, ignore_index=True)
+    assert table.each_seed.str.split().str.len().nunique()==1, 'run the same seeds of each row'
+    return table
+
+def waterfall(
+    table:pd.DataFrame,  # from `steps`
+    title:str,           # what to notice
+    names:dict,          # row -> what is new in it
+):                       # the figure
+    "A bar for each step, begun where the last one ended, with its 95 % interval; the sum below"
+    rows = [*dict.fromkeys(table.row)]
+    fig, axs = plt.subplots(1, 2, figsize=(7.2, 1.4+.36*len(rows)), dpi=160, sharey=True, layout='constrained')
+    for ax, query_set in zip(axs, SETS[:2]):
+        _stairs(ax, table[table.query_set==query_set].set_index('row').loc[rows])
+        ax.set_title(f'{query_set} queries', fontsize=10)
+        ax.set_xlabel('mAP ahead of the baseline', fontsize=9)
+    axs[0].set_yticks(range(len(rows)+1), [*(names[r] for r in rows), 'together'], fontsize=9)
+    axs[0].set_ylim(len(rows)+.6, -.6)
+    fig.suptitle(title, fontsize=11)
+    return fig
+
+def _stairs(ax, of):
+    "A bar on `ax` for each row of `of`, begun where the last one ended, with its interval; below them the sum"
+    whole, below = of.gain.sum(), len(of)
+    end = of.gain.cumsum()
+    ax.barh(range(below), of.gain, left=end-of.gain, color=[VERDICTS[v] for v in of.verdict], height=.6)
+    ax.errorbar(end, range(below), xerr=[of.gain-of.low, of.high-of.gain], fmt='none', ecolor='black', lw=1)
+    ax.barh(below, whole, color='#444444', height=.6)
+    told = zip([*(end-of.gain+of.high.clip(0)), max(whole, 0)], [*of.gain, whole])
+    for y, (x, value) in enumerate(told): ax.text(x+.15, y, f'{value:+.1f}', va='center', fontsize=9)
+    ax.axvline(0, color='black', lw=.8)
+    ax.margins(x=.25)
 
 def leads(
     df:pd.DataFrame,           # from `recorded`
