@@ -317,13 +317,11 @@ def _response_picture(learns, path, query_set, n=6):
     shown = df.index.get_indexer(spread_queries(dls.test_df, n, query_set))
     x = torch.cat([batch[0].as_subclass(torch.Tensor).cpu() for batch in dls.test_dl(df)])
     shares, key = _shares(learns, df, x)
-    mean = {m: share.nanmean().item() for m,share in shares.items()}
-    if mean: key += f'; mean of all {len(df)}: ' + ', '.join(f'{m} {o:.0%}' for m,o in mean.items())
     beside = {m: share[shown] for m,share in shares.items()}
     looks = {m: feature_response(learn.model, x[shown], scale=True) for m,learn in learns.items()}
     title = f'Where each network responds: {len(shown)} of {len(df)} {query_set} queries, spread evenly'
     compare_responses(denorm(x[shown], dls.stats), looks, beside, title, key).savefig(path, dpi=110)
-    return mean
+    return {m: share.nanmean().item() for m,share in shares.items()}
 
 def _shares(learns, df, x):
     "The share of each response to `x` on the obstacle, with its area as 'picture', none where that is not known; a key"
@@ -334,7 +332,9 @@ def _shares(learns, df, x):
     key += '\nunder a picture: how much of it is obstacle; under a response: how much of it lies'
     key += '\non the obstacle, less is better'
     shares = {m: response_share(feature_response(learn.model, x), mask) for m,learn in learns.items()}
-    return shares | dict(picture=mask.float().mean((1,2))), key
+    shares['picture'] = mask.float().mean((1,2))
+    mean = ', '.join(f'{m} {share.nanmean():.0%}' for m,share in shares.items())
+    return shares, f'{key}; mean of all {len(df)}: {mean}'
 
 # %% ../../nbs/engine/31_train.ipynb #cell0022
 def _train_run(s):

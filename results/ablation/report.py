@@ -16,6 +16,9 @@ RECIPES = dict(
     imagenet16='Recipe: as QUICK, but MobileNetV2 from ImageNet weights, which never saw a pasted obstacle, and nine '
                'epochs; seeds 0 and 1 of the baseline, where, covered copies, their placebos and the fixed map; '
                'seed 0 of the others',
+    market16='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, three epochs, triplets between unit '
+             'vectors; 500 people of Market-1501 to learn from, 100 others to find, 452 queries a set; one training '
+             'a row',
     resnet18='Recipe: ResNet-18 from random weights, 128x64, map 8x4, six epochs of one cycle, triplets between unit '
              'vectors; 150 people to learn from, 60 test people, 120 queries a set; seeds 0, 1, 2',
     imagenet='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, six epochs of one cycle, triplets between '
