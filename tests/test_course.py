@@ -34,6 +34,12 @@ def test_one_notebook_one_module():
     assert set(writes)==modules
     assert len(set(writes.values()))==len(writes)
 
+def test_imports_need_no_folder():
+    "The site's build runs the cells with imports of a page that writes a module, from another folder"
+    importing = re.compile(r'^(from|import) ', re.M)
+    wrong = [name for name in writes.values() for s in code[name] if importing.search(s) and 'sys.path' in s]
+    assert not wrong, wrong
+
 def test_folders():
     "The folder says how to read a page"
     assert {name.split('/')[0] for name in pages}=={'index', 'course', 'guides', 'world', 'engine', 'reference'}

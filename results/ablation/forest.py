@@ -8,17 +8,17 @@ from report import HERE, SETS, quick_gains, whiskers
 
 NAMES = {
     'PGFL-KD': 'PGFL-KD',
-    'PGFL-KD other': "PGFL-KD, another person's joints",
+    'PGFL-KD other': 'PGFL-KD, wrong joints',
     'where': 'where',
-    'where other': "where, another person's joints",
+    'where other': 'where, wrong joints',
     'prior': 'one fixed map',
     'hidden': 'obstacles pasted on half',
     'pair': 'covered copies',
     'pair where': 'covered copies and where',
-    'pair where other': "the same, another person's joints",
+    'pair where other': 'the same, wrong joints',
 }
-STARTS = dict(imagenet16='From ImageNet weights, which never saw an obstacle',
-              quick='From the shipped student, which learned with obstacles')
+STARTS = dict(imagenet16='From ImageNet weights',
+              quick='From the shipped student')
 
 def panels(pair, table, rows):
     "The `rows` of `table` on a `pair` of axes: occluded queries on the left, holistic ones on the right"
@@ -31,13 +31,15 @@ def draw(tables):
     "A pair of panels for each start of `tables`"
     rows = {start: [r for r in NAMES if r in set(t.row)] for start, t in tables.items()}
     heights = [len(o) for o in rows.values()]
-    fig, axs = plt.subplots(len(tables), 2, figsize=(7.2, 1.6+.34*sum(heights)), dpi=160, sharey='row', sharex=True,
+    fig, axs = plt.subplots(len(tables), 2, figsize=(5.6, 1.6+.3*sum(heights)), dpi=200, sharey='row', sharex=True,
                             squeeze=False, layout='constrained', height_ratios=heights)
     for pair, (start, table) in zip(axs, tables.items()):
         panels(pair, table, rows[start])
         pair[0].set_title(STARTS[start], fontsize=10, loc='left')
-    for ax, query_set in zip(axs[-1], SETS[:2]): ax.set_xlabel(f'{query_set}: mAP ahead of the baseline', fontsize=9)
-    fig.suptitle('where helps a network that never saw an obstacle, and not one that did', fontsize=11)
+    for ax, query_set in zip(axs[-1], SETS[:2]): ax.set_xlabel(f'{query_set} queries', fontsize=9)
+    axs[-1,0].set_xticks([-10, -5, 0, 5])
+    title = 'mAP ahead of the baseline: where helps a network\nthat never saw an obstacle, and not one that did'
+    fig.suptitle(title, fontsize=10)
     return fig
 
 if __name__=='__main__':
