@@ -20,12 +20,15 @@ from .files import file_sum, locked, write_whole
 # %% ../nbs/engine/22_gallery.ipynb #cell0007
 def _tidy(table):
     "The columns fn, pid, camid, time, content in the form that is kept, '' or missing where nothing is known"
-    table = table.reindex(columns=['fn', 'pid', 'camid', 'time', 'content']).reset_index(drop=True)
-    tidy  = table.drop(columns='time').map(_label).astype(object)
-    for column in ('pid', 'camid'):
-        whole = tidy[column].str.fullmatch(r'(0|-?[1-9]\d{0,17})?').all()
-        if whole: tidy[column] = pd.array([int(o) if o else None for o in tidy[column]], 'Int64')
-    tidy.insert(3, 'time', np.array([_seconds(o) for o in table['time']], float))
+    tidy = pd.DataFrame(index=range(len(table)))
+    for column in ('fn', 'pid', 'camid', 'content'):
+        given = table[column] if column in table else ['']*len(table)
+        texts = [_label(o) for o in given]
+        whole = column in ('pid', 'camid') and all(re.fullmatch(r'(0|-?[1-9]\d{0,17})?', o) for o in texts)
+        if whole: tidy[column] = pd.array([int(o) if o else None for o in texts], 'Int64')
+        else: tidy[column] = pd.Series(texts, dtype=object)
+    times = table['time'] if 'time' in table else [np.nan]*len(table)
+    tidy.insert(3, 'time', np.array([_seconds(o) for o in times], float))
     return tidy
 
 def _label(value):
@@ -101,7 +104,8 @@ class _Moment:
             self.features = np.load(features, mmap_mode='r', allow_pickle=False)
             self.table    = _read_table(table)
         except FileNotFoundError: raise
-        except Exception: raise InputError(f'{table}: is damaged, or its features are; restore both') from None
+        except Exception as e:
+            raise InputError(f'{table}: is damaged, or its features are ({type(e).__name__}: {e}); restore both') from None
         good = self.features.shape==(len(self.table), self.facts['width']) and self.features.dtype==np.float32
         need(good, f'{table}: does not fit its features; restore both, or embed into a new folder')
     def fits(self, camera, not_camera, time):
