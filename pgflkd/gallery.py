@@ -105,7 +105,8 @@ class _Moment:
             self.table    = _read_table(table)
         except FileNotFoundError: raise
         except Exception as e:
-            raise InputError(f'{table}: is damaged, or its features are ({type(e).__name__}: {e}); restore both') from None
+            why = ' '.join(str(e).split())[:160]
+            raise InputError(f'{table}: is damaged, or its features are ({why}); restore both') from None
         good = self.features.shape==(len(self.table), self.facts['width']) and self.features.dtype==np.float32
         need(good, f'{table}: does not fit its features; restore both, or embed into a new folder')
     def fits(self, camera, not_camera, time):
