@@ -1,7 +1,9 @@
 "The notebooks as a course: every page can be reached, its outputs belong to its code, its figures have words."
+import ast
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -36,9 +38,15 @@ def test_one_notebook_one_module():
 
 def test_imports_need_no_folder():
     "The site's build runs the cells with imports of a page that writes a module, from another folder"
-    importing = re.compile(r'^(from|import) ', re.M)
-    wrong = [name for name in writes.values() for s in code[name] if importing.search(s) and 'sys.path' in s]
+    wrong = [(name, module) for name in writes.values() for module in imported(code[name]) if not find_spec(module)]
     assert not wrong, wrong
+    assert list(imported(['import json', 'from report import steps', 'x = 1']))==['json', 'report']
+
+def imported(sources):
+    "The packages that the cells `sources` import at their top"
+    for node in (node for s in sources if re.search(r'^(from|import) ', s, re.M) for node in ast.parse(s).body):
+        if isinstance(node, ast.Import): yield from (o.name.split('.')[0] for o in node.names)
+        if isinstance(node, ast.ImportFrom): yield node.module.split('.')[0]
 
 def test_folders():
     "The folder says how to read a page"

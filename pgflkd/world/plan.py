@@ -254,7 +254,7 @@ def _box(f, jitter, world, rng):
     large = np.minimum(.97, f.bs+.18+.16*luck.down)
     cut = np.where(luck.down<.7, .05+f.bs, foot)
     f.by = pick(foot, foot+.05*(luck.down-.5), large, cut)
-    aside = pick(0., .08, 0., 0.) + pick(0., .09, .08, .05)*luck.across
+    aside = .08*(f.misdetected==1) + pick(0., .09, .08, .05)*luck.across
     f.bx = .25+.014*jitter[0] + (2*luck.side-1)*aside
 
 def cameras(world, seed=0):
