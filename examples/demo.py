@@ -139,7 +139,8 @@ def shower(gallery, student):
         box = dict(zip(BOX, box), kind=kind)
         _, seen, nearest, same = answer(gallery, student, picture, **box)
         seen = seen.resize((round(seen.width*300/seen.height), 300))
-        return stage(picture, **box), seen, nearest, f'Cosine between the features with and without it: **{same:.3f}**'
+        says = f'Cosine between the features with and without the obstacle: **{same:.3f}**'
+        return stage(picture, **box), seen, nearest, says
     return show
 
 
@@ -154,7 +155,7 @@ def make_app(gallery, student, examples=()):
         with gr.Row():
             picture = gr.Image(type='pil', label='a person', height=340)
             see  = gr.HTML(js_on_load=DRAG, label='drag it', show_label=True, container=True, elem_id='see')
-            seen = gr.Image(label='where the network looks', height=340, elem_id='loud')
+            seen = gr.Image(label='response (orange: high)', height=340, elem_id='response')
             kind, box = sliders(gr)
         says, nearest = gr.Markdown(elem_id='says'), gr.Image(label='the nearest', height=280, elem_id='strip')
         if examples: gr.Examples(list(examples), [picture])

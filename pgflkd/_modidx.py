@@ -67,6 +67,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'pgflkd/callbacks.py'),
                                   'pgflkd.callbacks.CoveredCopy.before_batch': ( 'engine/callbacks.html#coveredcopy.before_batch',
                                                                                  'pgflkd/callbacks.py'),
+                                  'pgflkd.callbacks.CoveredCopy.before_fit': ( 'engine/callbacks.html#coveredcopy.before_fit',
+                                                                               'pgflkd/callbacks.py'),
                                   'pgflkd.callbacks.CoveredCopy.both': ('engine/callbacks.html#coveredcopy.both', 'pgflkd/callbacks.py'),
                                   'pgflkd.callbacks.LogTerms': ('engine/callbacks.html#logterms', 'pgflkd/callbacks.py'),
                                   'pgflkd.callbacks.LogTerms.__init__': ('engine/callbacks.html#logterms.__init__', 'pgflkd/callbacks.py'),

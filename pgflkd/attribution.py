@@ -6,10 +6,11 @@
 __all__ = ['influence', 'feature_contribution']
 
 # %% ../nbs/engine/06_attribution.ipynb #cell0002
-import pandas as pd
-import torch
+import pandas as pd, torch
 import torch.nn.functional as F
 from torch import nn
+from .baseline import Average
+from .errors import need
 from .interpret import evaluating
 
 # %% ../nbs/engine/06_attribution.ipynb #cell0011
@@ -30,10 +31,12 @@ def influence(
 
 # %% ../nbs/engine/06_attribution.ipynb #cell0014
 def feature_contribution(
-    model:nn.Module, # with `body`, an average, and `neck_g.bn`: a `Baseline`, or PGFL-KD in evaluation mode
+    model:nn.Module, # a `Baseline` or a PGFL-KD whose pool is `Average`
     x:torch.Tensor,  # (B,3,H,W) normalised pictures
 )->torch.Tensor:     # (B,h,w) on the CPU; each sums to 1, terms may be negative
     "What each cell of the last map puts into the deployed feature of `x`, as a share of its squared length"
+    one = isinstance(model.pool, Average) and not hasattr(model, 'attend')
+    need(one, f'{type(model).__name__}, {type(model.pool).__name__}: the feature is no plain average; take `influence`')
     with evaluating(model) as device:
         fmap = model.body(x.as_subclass(torch.Tensor).to(device)).float()
         cells = fmap.flatten(2).transpose(1, 2)                              # (B,hw,C)

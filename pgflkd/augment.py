@@ -35,7 +35,6 @@ class RandomPerson(ItemTransform):
         self.rng = torch.Generator()
         self.rng.set_state(torch.tensor(state['rng'], dtype=torch.uint8))
 
-
 def _unsure_outside(pose, H, W):
     "`pose` (n,17,3) with confidence 0 outside a picture of (H,W)"
     x, y, sure = pose.unbind(-1)

@@ -10,8 +10,7 @@ __all__ = ['ARCHS', 'finer_map', 'read_weights', 'load_weights', 'reid_body', 'B
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np, torch
 from torch import nn
 from torch.nn.modules.utils import _pair
 from torchvision import models

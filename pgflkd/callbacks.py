@@ -6,9 +6,7 @@
 __all__ = ['query_sets', 'rank_sets', 'RankGallery', 'reid_metrics', 'LogTerms', 'WarmDistillation', 'WrongPose', 'CoveredCopy']
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0002
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.basics import Callback, Metric
 from .errors import need
@@ -40,11 +38,7 @@ class RankGallery(Callback):
     "After validation, rank the gallery of `dls.test_df` for each query set; `results` maps its name to a `Ranking`"
     order = 40  # before Recorder (50) reads the metrics
     remove_on_fetch = True   # loggers look at pictures between validation and metrics: not our ranking
-    def __init__(self,
-        headline:str|None=None, # query set of `reid_metrics`; None: 'occluded' if there is one, else the first
-    ):
-        self.headline = headline
-        self.results = {}
+    def __init__(self): self.results = {}
     def before_validate(self):
         self.results = {}
         self._out = []
@@ -65,13 +59,12 @@ class RankGallery(Callback):
             self.results = rank_sets(df, features)
     @property
     def ranking(self):
-        "The `Ranking` of the headline query set; None if nothing was ranked"
-        name = self.headline or ('occluded' if 'occluded' in self.results else next(iter(self.results), None))
-        return self.results.get(name)
+        "The `Ranking` of the occluded queries, without such of the first query set; None if nothing was ranked"
+        return self.results.get('occluded', next(iter(self.results.values()), None))
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0019
 class _RankingMetric(Metric):
-    "The attribute `name` of the headline ranking of `learn.rank_gallery`; nan if nothing was ranked"
+    "The attribute `name` of `learn.rank_gallery.ranking`; nan if nothing was ranked"
     def __init__(self, name):
         self._name = name
         self.learn = None
@@ -87,7 +80,7 @@ class _RankingMetric(Metric):
 def reid_metrics(
     *names:str, # attributes of `Ranking`; none: mAP and rank1
 )->list:        # metrics for `Learner`
-    "Metrics that read `names` from the headline ranking of a `RankGallery`, in [0,1]; nan without that callback"
+    "Metrics that read `names` from the `ranking` of a `RankGallery`, in [0,1]; nan without that callback"
     return [_RankingMetric(name) for name in names or ('mAP','rank1')]
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0029
@@ -105,17 +98,20 @@ class LogTerms(Callback):
 # %% ../nbs/engine/10_callbacks.ipynb #cell0035
 class WarmDistillation(Callback):
     "Raise the weights of the terms cl and mcl from 0 to their own while the first `share` of the training passes"
-    order = 46
+    order, _full = 46, ()
     def __init__(self,
         share:float=.3, # of all batches of the training
     ): self.share = share
     def before_fit(self):
+        self.after_fit()                # a training that was broken off left them low
         self._full = [(term, term.weight) for term in self.loss_func.list if term.name in ('cl','mcl')]
+        need(self._full, 'WarmDistillation: the loss has neither cl nor mcl to raise; leave it out')
     def before_batch(self):
         if not self.training: return
         for term,weight in self._full: term.weight = weight*min(1., self.pct_train/self.share)
     def after_fit(self):
         for term,weight in self._full: term.weight = weight
+        self._full = ()
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0038
 class WrongPose(Callback):
@@ -145,6 +141,9 @@ class CoveredCopy(Callback):
     order = 6     # after WrongPose
     def __init__(self, hide): self.hide = hide # `HidePerson(p=1)`
     rng = property(lambda self: self.hide.rng) # for `RunLog`, which seeds it
+    def before_fit(self):
+        same = np.array_equal(getattr(self.dls, 'stats', self.hide.stats), self.hide.stats)
+        need(same, 'CoveredCopy: give HidePerson the stats= of the loaders')
     def before_batch(self):
         if not self.training: return
         x, hint = self.xb

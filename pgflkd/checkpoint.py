@@ -8,8 +8,7 @@ __all__ = ['RunLog', 'InTime', 'NoValidation']
 # %% ../nbs/engine/12_checkpoint.ipynb #cell0003
 import io, random, time
 from pathlib import Path
-import numpy as np
-import torch
+import numpy as np, torch
 from fastai.basics import L, Callback, CancelFitException, CancelValidException, get_model, rank_distrib, set_seed
 from .errors import InputError, need, refusing
 from .files import write_whole

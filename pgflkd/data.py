@@ -293,7 +293,7 @@ class DrawHint(ItemTransform):
 _MOVING = (images.AffineCoordTfm, images.RandomResizedCropGPU, images.RandomErasing, images.Resize, images.CropPad,
            images.RandomCrop, images.RandomResizedCrop, images.RatioResize, images.FlipItem, images.DihedralItem)
 
-def _allowed(tfms, name):
+def _allowed(tfms, name, stats):
     "`tfms` as a list; those are refused that leave joints behind, that `reid_dls` has itself, or that would do nothing"
     for t in L(tfms):
         kind = type(t).__name__
@@ -303,6 +303,7 @@ def _allowed(tfms, name):
              'size=, flip=, pad=, erase= or pgflkd.augment.RotatePerson, and of aug_transforms the colours only: '
              'aug_transforms(do_flip=False, max_rotate=0, max_zoom=1, max_warp=0)')
         need(not isinstance(t, (Normalize, IntToFloatTensor, ToTensor)), f'{name}: {kind} is done anyway; give stats=')
+        need(np.array_equal(getattr(t, 'stats', stats), stats), f'{name}: {kind} has other stats=; give it the same')
     return list(L(tfms))
 
 def _rows(df, poses):
@@ -403,8 +404,8 @@ def reid_dls(
     dsets, vocab = _sets(df, poses, targets)
     ours = [FlipPerson(flip, seed), ShiftPerson(shift, seed+1), ErasePerson(erase, seed+2)]
     batch = [ToFloat(), NormalizePerson(stats), *ours, DrawHint(map_size, size, sigma, scale, stats, offset)]
-    common = dict(num_workers=num_workers, after_item=[*_allowed(item_tfms, 'item_tfms'), ResizePerson(size)],
-                  after_batch=[*batch, *_allowed(batch_tfms, 'batch_tfms')])      # sorted by their `order`
+    common = dict(num_workers=num_workers, after_item=[*_allowed(item_tfms, 'item_tfms', stats), ResizePerson(size)],
+                  after_batch=[*batch, *_allowed(batch_tfms, 'batch_tfms', stats)])      # sorted by their `order`
     loaders = _loaders(dsets, bs, per_id, valid_bs, seed, **common)
     dls = ReIDDataLoaders(*loaders, path=path, device=default_device())
     return dls._with(df, poses, vocab=vocab, map_size=map_size, size=size, stats=stats)

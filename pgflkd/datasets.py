@@ -150,7 +150,6 @@ def _homes(root, names, depth=3):
         if re.sub('[^a-z0-9]', '', o.name.lower()) in names and o.is_dir(): found += _homes(o, names, depth-1)
     return found
 
-
 def _read_benchmark(root, format, only=()):
     "The table of the benchmark `format` below `root`, in one of its layouts, or of those with a title in `only`"
     root, benchmark, wrong = Path(root).expanduser().absolute(), BENCHMARKS[format], []
@@ -243,9 +242,8 @@ def _by_lists(listed, home):
     lost = [name for name,fn in zip(listed.name, fns) if not fn]
     need(not lost, f'{home}: has no {"".join(lost[:1])} ({len(lost)} of the {len(listed)} listed pictures are '
                    'missing); unpack DukeMTMC-reID again')
-    order = dict(train=0, query=1, gallery=2)
-    df = listed[['pid','camid','role']].assign(fn=fns, place=listed.role.map(order))
-    return df.sort_values(['place','fn'], kind='stable').reset_index(drop=True)[['fn','pid','camid','role']]
+    df = listed.assign(fn=fns)[['fn','pid','camid','role']]
+    return df.sort_values(['role','fn'], ascending=[False,True], ignore_index=True)      # train, query, gallery
 
 # %% ../nbs/engine/19_datasets.ipynb #cell0037
 READERS = dict(

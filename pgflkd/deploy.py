@@ -62,7 +62,6 @@ def _kept(plain):
     kept = plain.state_dict().items()
     return {name: o.contiguous() for name, o in kept if not name.startswith(('neck_g.fc', 'neck_a.fc'))}
 
-
 def load_student(
     path:str|Path, # .safetensors file that `export` wrote; 'student': the one that comes with the library
 ):                 # `Baseline` on the CPU, in eval mode: normalised pictures (B,3,H,W) -> (B,C), with its `.card`
@@ -138,8 +137,8 @@ class Embedder:
         if isinstance(picture, (str, Path)): picture = open_picture(picture)
         if not isinstance(picture, Image.Image):
             x = np.asarray(picture)
-            in_range = x.dtype.kind=='f' and x.shape==(3, *self.size) and x.min()>=-1e-3 and x.max()<=1.001
-            if in_range: return x.astype(np.float32)
+            floats = x.dtype.kind=='f' and x.shape==(3, *self.size)
+            if floats and x.min()>=-1e-3 and x.max()<=1.001: return x.astype(np.float32)
             need(x.dtype==np.uint8 and x.shape[2:]==(3,) and x.size, f'{x.dtype} {x.shape} is no picture; give bytes '
                  f'(H,W,3), or floats (3,{self.size[0]},{self.size[1]}) in [0,1]: the network normalises them')
             picture = Image.fromarray(x)
@@ -157,12 +156,13 @@ class Embedder:
 
 def load_embedder(
     path:str|Path,    # .safetensors or .onnx file that `export` wrote; 'student': the one that comes with the library
-    device:str='cpu', # where a .safetensors file runs, for example 'cuda'
+    device:str='cpu', # where a .safetensors file runs, for example 'cuda'; .onnx runs on the CPU
 )->Embedder:
     "The network in `path`, ready for pictures; raises `InputError` for a file that does not hold mere numbers"
     path = _shipped(path).absolute()
     need(path.suffix in ('.safetensors', '.onnx'), f'{path}: give a .safetensors or .onnx file; others can hold code')
     need(path.is_file(), f'{path}: no such file; give one that export wrote')
+    need(path.suffix!='.onnx' or device=='cpu', f'{path}: runs on the CPU; leave out the device {device}')
     if path.suffix=='.onnx': run, card = _run_onnx(path)
     else:
         model = load_student(path)
@@ -235,9 +235,9 @@ def export(
     path  = Path(path)
     kinds = {'.safetensors': _write_safetensors, '.onnx': _write_onnx}
     need(path.suffix in kinds, f'{path}: give a name that ends in .safetensors or .onnx')
-    parts = _described(student, facts, half)
-    card, model = parts[2], getattr(student, 'model', student)
-    own = not card['arch'] or _named(card)!=(type(parts[0]), type(parts[0].pool))
+    parts = plain, _, card = _described(student, facts, half)
+    model = getattr(student, 'model', student)
+    own = not card['arch'] or _named(card)!=(type(plain), type(plain.pool))
     need(path.suffix=='.onnx' or not own, f'{path}: a body or pooling of your own cannot be rebuilt; write .onnx')
     training = model.training
     x    = np.random.default_rng(0).random((3, 3, *card['size']), np.float32)

@@ -6,9 +6,7 @@
 __all__ = ['embed_test', 'rank_features', 'term_pulls', 'diagnose', 'embedder']
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0003
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.vision.core import PILImage
@@ -92,7 +90,7 @@ def term_pulls(
 )->dict:           # term -> length of its weighted gradient on the backbone / length of that of id_g + tri_g
     "How hard each term of the loss pulls at the backbone of `learn` on one training batch"
     x, hint, *yb = learn.dls.train.one_batch()
-    model = learn.model.train()
+    training, model = learn.model.training, learn.model.train()
     kept = {k: v.clone() for k,v in model.state_dict().items() if 'running' in k or 'tracked' in k}
     weights = [p for p in model.body.parameters() if p.requires_grad]
     def length(value):
@@ -103,6 +101,7 @@ def term_pulls(
     reid = length(values['id_g'][1] + values['tri_g'][1])
     pulls = {name: length(weight*value)/reid for name,(weight,value) in values.items()}
     model.load_state_dict(kept, strict=False)             # the batch leaves no trace in BatchNorm
+    model.train(training)
     return pulls
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0023

@@ -31,7 +31,7 @@ def refusing(
 ):
     "Make an `InputError` of whatever is raised inside: `what`, the error in brackets, and the `remedy`"
     try: yield
-    except InputError: raise
+    except (InputError, MemoryError): raise
     except Exception as e:
         why = ' '.join(f'{type(e).__name__}: {e}'.split())[:160]
         raise InputError(f'{what} ({why}); {remedy}') from None
@@ -41,10 +41,12 @@ def extra(
     name:str,        # of the module, for example 'onnxruntime'
     package:str='',  # what pip calls it, if otherwise
 ):                   # the module
-    "Import the optional module `name`; raises `InputError` with the pip command if it is not installed"
+    "Import the optional module `name`; raises `InputError` with the pip command if it is not installed, or is broken"
     try: return importlib.import_module(name)
-    except ImportError:
-        raise InputError(f'{name} is not installed; run: pip install {package or name}') from None
+    except ImportError as e:
+        absent = isinstance(e, ModuleNotFoundError) and f'{name}.'.startswith(f'{e.name}.')
+        why = 'is not installed; run: pip install' if absent else f'breaks ({e}); run: pip install --force-reinstall'
+        raise InputError(f'{name} {why} {package or name}') from None
 
 # %% ../nbs/engine/01_errors.ipynb #cell0015
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

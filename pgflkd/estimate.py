@@ -20,10 +20,10 @@ from .readers.poses import to_coco
 # %% ../nbs/engine/16_estimate.ipynb #cell0011
 def _named(root):
     "The pictures under `root`, by file name, or by their paths below it where a file name occurs twice"
-    fns = list_pictures(Path(root).expanduser().absolute())
+    fns = list_pictures(root)
     need(fns, f'{root}: holds no pictures; give the folder of the crops')
     short = {Path(fn).name: fn for fn in fns}
-    return short if len(short)==len(fns) else {Path(os.path.relpath(fn, root)).as_posix(): fn for fn in fns}
+    return short if len(short)==len(fns) else {Path(fn).relative_to(root).as_posix(): fn for fn in fns}
 
 def _batch(fns, estimator, bad):
     "Joints and sizes of the readable pictures of `fns`, a dictionary, as stores; the others go to `bad`"
@@ -69,6 +69,7 @@ def estimate_poses(
     out = Path(out).expanduser()
     need(out.suffix=='.npz' and not out.is_dir(), f'{out}: give the name of an .npz file to write')
     need(not out.exists(), f'{out} exists; give another name, or remove it first')
+    root = Path(root).expanduser().absolute()
     fns = _named(root)
     name = re.sub(r' at 0x\w+|[^\w.-]', '', str(estimator))                  # as any system can write it
     part = out.with_name(f'.{out.name}-{name}-{fingerprint(os.path.abspath(root))}.part.npz')     # of this folder
@@ -126,7 +127,6 @@ class KeypointRCNN:
         self.device = torch.device(device or default_device())
         self.net.eval().to(self.device)
         self.name = f'rcnn-{arch}-{Path(str(weights)).stem}'
-
     def __repr__(self): return self.name
     @torch.no_grad()
     def __call__(self, ims):

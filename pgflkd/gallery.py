@@ -10,8 +10,7 @@ import contextlib, io, json, os, re, uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .deploy import Embedder, load_embedder
 from .errors import InputError, extra, need, refusing
@@ -319,7 +318,7 @@ def fill(self:Gallery,
         _as_csv(self.folder, todo.assign(id=0))                # refused now, not when the work is done
         for i in progress(range(0, len(todo), every)): lost += self._replace(todo[i:i+every], bs)
         inside = os.path.join(os.path.abspath(prune or os.sep), '')
-        stale  = self.table.fn.str.startswith(inside) & ~self.table.fn.isin(rows.fn)
+        stale  = self.table.fn.map(os.path.abspath).str.startswith(inside) & ~self.table.fn.isin(rows.fn)
         if prune and stale.any(): self._change(~stale.to_numpy(bool))
     return lost
 
@@ -346,8 +345,10 @@ def _replace(self:Gallery, rows, bs):
     for i, fn in rows.fn.items():
         try: pixels[i] = self.embedder.pixels(fn)
         except InputError as e: lost.append(str(e))
+    if not pixels: return lost
     good = rows.loc[[*pixels]]
-    if pixels: self._change(~self.table.fn.isin(good.fn).to_numpy(), self._features([*pixels.values()], bs), good)
+    features = self._features([*pixels.values()], bs)
+    self._change(~self.table.fn.isin(good.fn).to_numpy(), features, good)
     return lost
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0025
@@ -389,7 +390,6 @@ def _answer(table, places, scores, threshold):
     answer.insert(1, 'match', pd.array(match, 'boolean'))
     return answer
 
-
 @patch
 def check(self:Gallery)->int: # how many rows there are
     "Compare the files with their checksums; raises `InputError` that names one which is not what was written"
@@ -397,7 +397,7 @@ def check(self:Gallery)->int: # how many rows there are
         need(file_sum(self.folder/name)==known, f'{self.folder/name}: is not what was written (checksum); restore it')
     return len(self)
 
-# %% ../nbs/engine/22_gallery.ipynb #cell0038
+# %% ../nbs/engine/22_gallery.ipynb #cell0040
 def _rivals(moment):
     "For a picture of each person, the cosines of the nearest stranger and of the person by another camera (-2: none)"
     people, cameras = (np.array([_label(o) for o in moment.table[column]]) for column in ('pid', 'camid'))
@@ -428,8 +428,9 @@ def calibrate(self:Gallery,
     with locked(self.folder, wait=False):
         moment = self._now()
         stranger, own = _rivals(moment)
-        n, rank = len(stranger), int(np.ceil((len(stranger)+1)*(1-far)))
-        need(n>1 and rank<=n, f'{self.folder}: {n} people cannot tell a rate of {far}; it takes {np.ceil(1/far)-1:.0f}')
+        n, least = len(stranger), np.ceil(1/far)-1
+        rank = int(np.ceil((n+1)*(1-far)))
+        need(n>1 and rank<=n, f'{self.folder}: {n} people cannot tell a rate of {far}; it takes {least:.0f}')
         need(own.max()>-2, f'{self.folder}: nobody is in it by two cameras; calibrate when somebody is')
         told = dict(far=far, strangers=n, size=len(moment.table)) | _choose(stranger, own, rank)
         _commit(self.folder, moment.facts | dict(threshold=told), moment.features, moment.table)

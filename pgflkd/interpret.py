@@ -10,9 +10,7 @@ __all__ = ['RESPONSE_CMAP', 'evaluating', 'feature_response', 'compare_responses
 from contextlib import contextmanager
 from itertools import product
 import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image
 from pytorch_grad_cam import GradCAM

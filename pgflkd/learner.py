@@ -10,8 +10,7 @@ __all__ = ['PAPER', 'QUICK', 'ABLATION', 'ReIDAdam', 'Recipe', 'paper_lr', 'base
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import pandas as pd
-import torch
+import pandas as pd, torch
 from torch import nn
 from fastcore.all import L, delegates, patch
 from fastai.callback.all import ParamScheduler

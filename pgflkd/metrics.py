@@ -8,8 +8,7 @@ __all__ = ['Ranking', 'pairwise_distance', 'evaluate_ranking', 'evaluate_feature
 # %% ../nbs/course/02_metrics.ipynb #cell0003
 from collections.abc import Callable
 from dataclasses import dataclass
-import numpy as np
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from .errors import need
 

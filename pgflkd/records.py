@@ -10,8 +10,7 @@ import platform, subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 import pgflkd
 from .errors import need
 from .files import locked, write_whole

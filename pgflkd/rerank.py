@@ -6,8 +6,7 @@
 __all__ = ['reciprocal_blocks', 'k_reciprocal']
 
 # %% ../nbs/engine/05_rerank.ipynb #cell0002
-import numpy as np
-import torch
+import numpy as np, torch
 import torch.nn.functional as F
 from scipy import sparse
 from .errors import need

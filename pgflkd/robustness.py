@@ -7,9 +7,7 @@ __all__ = ['stress_curve', 'robustness']
 
 # %% ../nbs/engine/08_robustness.ipynb #cell0002
 from itertools import product
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 from .errors import need
 from .files import open_picture
 from .interpret import read_masks

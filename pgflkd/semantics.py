@@ -33,6 +33,7 @@ class Semantics(nn.Module):
         n_classes:int,       # identities N
         K:int=8,             # parts
         interact:bool=True,  # classify f_v = f_g + f_p; False: f_p alone (Table 6, row 2)
+        both:bool=False,     # classify f_p beside f_v, another reading of Table 6, row 3
         pool:str='sum',      # reading of Eq. 1, see `pool_parts`
     ):
         super().__init__()
@@ -41,18 +42,19 @@ class Semantics(nn.Module):
         self.weight = nn.Parameter(torch.randn(K, n_in//K, n_in)*(2/n_in)**.5)   # all W_k (K,c,C); He's scale
         self.bn = nn.BatchNorm1d(n_in)
         if interact: self.neck_v = BNNeck(n_in, n_classes)
-        else:        self.neck_p = BNNeck(n_in, n_classes)
+        if both or not interact: self.neck_p = BNNeck(n_in, n_classes)
     def line_up(self, f_parts): # (B,K,C) -> f_p (B,C)
         small = torch.einsum('bkC,kcC->bkc', f_parts, self.weight)
         return self.bn(small.flatten(1)).relu()
-    def forward(self, fmap, hint, f_g): # (B,C,h,w), `Hint`, (B,C) -> f_p (B,C), f_v and logits_v, or logits_p
+    def forward(self, fmap, hint, f_g): # (B,C,h,w), `Hint`, (B,C) -> f_p (B,C), f_v and their logits
         need(hint is not None, 'Semantics and its like train on poses: give `reid_dls` the joints')
         f_parts = pool_parts(fmap, hint.parts, self.pool)
         f_p = self.line_up(f_parts)
-        if not self.interact: return dict(f_p=f_p, logits_p=self.neck_p(f_p)[1])
         f_v = f_g+f_p
-        return dict(f_p=f_p, f_v=f_v, logits_v=self.neck_v(f_v)[1])
-    def necks(self): return dict(v=self.neck_v) if self.interact else dict(p=self.neck_p)
+        found = dict(f_p=f_p, f_v=f_v) if self.interact else dict(f_p=f_p)
+        for k,neck in self.necks().items(): found[f'logits_{k}'] = neck(found[f'f_{k}'])[1]
+        return found
+    def necks(self): return {k: getattr(self, f'neck_{k}') for k in 'vp' if hasattr(self, f'neck_{k}')}
 
 # %% ../nbs/course/09_semantics.ipynb #cell0027
 def multi_part_contrastive_loss(

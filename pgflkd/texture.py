@@ -8,9 +8,7 @@ __all__ = ['OpenTexture', 'pseudo_textures']
 # %% ../nbs/engine/09_texture.ipynb #cell0003
 from functools import lru_cache
 from pathlib import Path
-import numpy as np
-import pandas as pd
-import torch
+import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from PIL import Image
 from torch import nn
@@ -40,13 +38,12 @@ class OpenTexture:
 # %% ../nbs/engine/09_texture.ipynb #cell0019
 def pseudo_textures(
     model:nn.Module,          # a `PGFLKD` with a `Painter`, trained (SAN-PG)
-    df:pd.DataFrame,          # pictures to paint; of other rows than `role` nothing is read
+    df:pd.DataFrame,          # its training pictures are painted; of other rows nothing is read
     dls:DataLoaders,          # the painter's, from `reid_dls`: pictures take the road of its validation pictures
     out:str|Path|None=None,   # folder for the folder of paintings; None: see `cache_folder`
-    role:str='train',         # rows that want one
 )->pd.DataFrame:              # a copy of `df` with the column `texture`
-    "Let `model` paint each picture of `df`, or find what it painted before: one PNG a picture, to be learned from"
-    wanted = df[df.role==role]
+    "Let `model` paint each training picture of `df`, or find what it painted before: one PNG a picture, to learn from"
+    wanted = df[df.role=='train']
     weights = [v.cpu().numpy() for v in model.state_dict().values()]
     key = fingerprint(list(dls.size), [list(o) for o in dls.stats], [file_sum(fn) for fn in wanted.fn], *weights)
     def make(folder):
@@ -57,5 +54,6 @@ def pseudo_textures(
                 Image.fromarray(texture).save(folder/f'{n:06d}.png')
                 n += 1
     folder = made_once(Path(out or cache_folder('textures'))/key, key, make)
-    place = {row: str(folder/f'{n:06d}.png') for n,row in enumerate(wanted.index)}
-    return df.assign(texture=[place.get(row, '') for row in df.index])
+    df = df.assign(texture='')
+    df.loc[df.role=='train', 'texture'] = [str(folder/f'{n:06d}.png') for n in range(len(wanted))]   # by their order
+    return df

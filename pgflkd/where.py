@@ -107,7 +107,7 @@ class Alike:
             values.append(1-F.cosine_similarity(covered.float(), whole.detach().float()).mean())
         return sum(values)
 
-# %% ../nbs/course/13_where.ipynb #cell0021
+# %% ../nbs/course/13_where.ipynb #cell0020
 class Focus:
     "A term: minus the log of the share of the response that lies where joints were seen. Not in the paper"
     name, needs_pose = 'focus', True

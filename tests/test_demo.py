@@ -129,6 +129,7 @@ def test_demo_is_driven():
     pytest.importorskip('selenium', reason='selenium is not installed: pip install selenium')
     lost = [o for o in ('chromium', 'chromedriver') if shutil.which(o) is None]
     if lost: pytest.skip(f'{" and ".join(lost)} not found: apt-get install chromium chromium-driver')
+    sys.path.insert(0, str(ROOT/'tools'))
     from drive_demo import drive
     told = drive()
     assert len(set(told))==3 and all('Cosine' in o for o in told), told

@@ -102,7 +102,7 @@ def test_rcnn_takes_the_person_in_the_middle(tmp_path):
 
 def test_missing_package_names_it(tmp_path, monkeypatch):
     from pgflkd import errors
-    def absent(name): raise ImportError(name)
+    def absent(name): raise ModuleNotFoundError(name, name=name)
     monkeypatch.setattr(errors.importlib, 'import_module', absent)
     test_fail(lambda: ViTPose(str(tmp_path)), contains='transformers is not installed; run: pip install transformers',
               exc=InputError)

@@ -51,7 +51,7 @@ class Browser:
         raise AssertionError(f'{what}: not within {seconds} s; the page says: {self.all("body")[0].text[:800]}')
     def says(self): return self.all('#says')[0].text
     def state(self):
-        return [self.says(), *(self.all(f'#{o} img')[-1].get_attribute('src') for o in ('strip', 'loud', 'see'))]
+        return [self.says(), *(self.all(f'#{o} img')[-1].get_attribute('src') for o in ('strip', 'response', 'see'))]
     def calm(self):
         "The state when it has stopped changing"
         last = None

@@ -6,16 +6,14 @@
 __all__ = ['NAMES', 'learned', 'prior', 'Row', 'plan_rows', 'run_plan', 'gain_table', 'ablate_command']
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0003
-import itertools
-import time
+import itertools, time
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from .train import add_queries, make_recipe, named, one_of, read_crops, read_seeds, use_device
-from ..errors import command, guarded, InputError, need
+from ..errors import command, InputError, need
 from ..files import fingerprint, locked, write_whole
 from ..readers.folders import validation_cut
 from ..records import PROTOCOL, add_rows, paired_interval, run_facts
@@ -133,6 +131,7 @@ def _switches():
         'Eq. 5 raw':       terms(_eq4, partial(_eq5, normalize=False, temperature=1.)),
         'soft margin':     replace(full, terms=(partial(_reid, margin=None), _eq4, _eq5)),
         'own layer4':      replace(full, taught=own_layer4),
+        'f_P and f_V':     teachers(semantics=partial(Semantics, both=True)),
         'no distillation': terms(),
         'Eq. 4 cosine':    terms(partial(_eq4, reduction='cosine'), _eq5),
         'visible':         terms(_eq4, partial(_eq5, visible=True)),
@@ -327,9 +326,10 @@ def run_plan(
     for i,key in enumerate(todo):
         if until and time.monotonic() > until-30: return _say(f'no time left: {len(todo)-i} runs to go{_AGAIN}')
         results = _run_one(key, rows[key['row']], recipe, source, out, work, until, keep)
-        if results is None: return _say(f'{key["row"]}, seed {key["seed"]}: stopped in time{_AGAIN}')
+        run = '{data}, seed {seed}, {row}'.format(**key)
+        if results is None: return _say(f'{run}: stopped in time{_AGAIN}')
         if not len(results): continue      # another process did it meanwhile
-        _say(f'{key["data"]}, seed {key["seed"]}, {key["row"]}: {_found(results)}; {len(todo)-i-1} runs to go')
+        _say(f'{run}: {_found(results)}; {len(todo)-i-1} runs to go')
     return True
 
 def _found(results):
@@ -400,7 +400,7 @@ def ablate_command(
     lr:float|None=None,         # Learning rate
     schedule:str|None=None,     # Its course: paper (warm-up and steps) or cycle (one cycle)
     arch:str|None=None,         # Backbone: resnet18, resnet50, mobilenet_v2, or a name in timm
-    weights:str|None=None,      # none (random), imagenet, or a file
+    weights:str|None=None,      # student (ships with this library), imagenet, none (random), or a file
     size:str|None=None,         # Height x width of the pictures
     stride:int|None=None,       # Pixels a cell of the last map
     bs:int|None=None,           # Pictures in a batch
@@ -420,19 +420,23 @@ def ablate_command(
     "Train the rows of a table of the paper over seeds and datasets, and measure all of their features"
     options = dict(epochs=epochs, lr=lr, schedule=schedule, arch=arch, weights=weights, size=size, stride=stride, bs=bs,
                    per_id=per_id, triplets=triplets, lambda_mcl=lambda_mcl)
-    def job():
-        how = make_recipe(recipe, **options)
-        if quick: how = replace(how, epochs=min(how.epochs, 1), stride=16)
-        use_device(device)
-        plan = plan_rows(preset, how, rows)
-        source = _Source(folder, format, keypoints, valid, num_workers)
-        numbers = read_seeds(seeds)[:1 if quick else None]
-        run_plan(plan, data.split(), numbers, how, Path(out), Path(work), source, minutes, keep)
-        if not (Path(out)/'runs.csv').exists(): return
-        print(f'\n{_words(gain_table(out))}\n\nmAP in percent; gain over the baseline [95 % over people]. {out}')
-    guarded('pgflkd_ablate', job)
+    unused = (folder or keypoints) and 'folder' not in data.split()
+    need(not unused, f'--data: {data} leaves --folder and --keypoints unused; give --data folder')
+    how = make_recipe(recipe, **options)
+    if quick: how = replace(how, epochs=min(how.epochs, 1), stride=16)
+    use_device(device)
+    plan = plan_rows(preset, how, rows)
+    words = ' '.join(map(str, plan.values()))
+    weighed = 'eq5' in words or 'table7' in words
+    need(weighed or lambda_mcl is None, f'--lambda-mcl: none of {", ".join(plan)} has Eq. 5 to weigh; leave it out')
+    source = _Source(folder, format, keypoints, valid, num_workers)
+    numbers = read_seeds(seeds)[:1 if quick else None]
+    run_plan(plan, data.split(), numbers, how, Path(out), Path(work), source, minutes, keep)
+    if not (Path(out)/'runs.csv').exists(): return
+    print(f'\n{_words(gain_table(out))}\n\nmAP in percent; gain over the baseline [95 % over people]. {out}')
 
 def _words(gains):
     "The table of `gains` for reading: a line a row, a column a query set"
-    text = [f'{o.mAP:.1f}  {o.gain:+.1f} [{o.low:+.1f}, {o.high:+.1f}] {o.verdict}' for o in gains.itertuples()]
+    form = '{mAP:.1f}  {gain:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}'
+    text = [form.format(**row) for row in gains.to_dict('records')]
     return gains.assign(text=text).groupby(['row', 'query_set'], sort=False).text.first().unstack().to_string()

@@ -45,15 +45,13 @@ def _gallery(out, model, flip, device):
     old = Gallery.open(out) if (out/'gallery.json').exists() else None
     need(old or model, 'pgflkd_embed: give the file of the network with --model')
     need(not old or old.facts['flip']>=flip, f'{out}: was made without --flip; leave it out, or give another --out')
-    on_cpu = device in ('', 'cpu') or not str(model).endswith('.onnx')
-    need(on_cpu, f'{model}: runs on the CPU; leave out --device {device}')
+    file = model or old.facts['network'] or ''
+    idle = Path(file).suffix=='.onnx' or not (model or os.path.exists(file))
     import torch
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-    file   = model or old.facts['network'] or ''
-    if old and not model and (device=='cpu' or not os.path.exists(file)): return old
+    device = device or ('cuda' if torch.cuda.is_available() and not idle else 'cpu')
+    if old and not model and device=='cpu': return old
     embedder = load_embedder(file, device)
     return Gallery.open(out, embedder) if old else Gallery.create(out, embedder, flip=flip)
-
 
 def _shown(parts):
     "Go through `parts`, and say how far it is; on the stream for messages, so that a log can be read, too"
@@ -78,7 +76,7 @@ def _carry(gallery):
     from pgflkd.deploy import export, load_student
     export(load_student(file), own)
 
-_NAME = re.compile(r'(-?\d+)_c(\d+)(?:s\d+)?_(?:t\d+_)?f?(\d+)?')
+_NAME = re.compile(r'^(-?\d+)_c(\d+)(?:s\d+)?_(?:t\d+_)?f?(\d+)?')
 
 def _from_names(folder, pattern, none=False):
     "The table of the pictures below `folder`, by their names: `pattern`, or those of Market-1501 and of our world"
@@ -87,8 +85,8 @@ def _from_names(folder, pattern, none=False):
     from pgflkd.readers.folders import _reader
     read, rows = _reader(pattern, 'person', os.path.abspath(folder)) if pattern else None, []
     for fn in list_pictures(os.path.abspath(folder)):
-        plain = _NAME.match(os.path.basename(fn))
-        known = read(Path(fn))[:2] if read else [int(o) for o in plain.groups() if o] if plain else []
+        plain = sum(_NAME.findall(os.path.basename(fn)), ())
+        known = read(Path(fn))[:2] if read else [int(o) for o in plain if o]
         rows.append(dict(zip(('pid', 'camid', 'time'), known), fn=fn))
     need(rows or none, f'{folder}: holds no picture')
     return pd.DataFrame(rows, columns=['fn', 'pid', 'camid', 'time'])

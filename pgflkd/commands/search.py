@@ -41,7 +41,6 @@ def search_command(
     _tell(queries, answers, None if together else opened.facts['threshold'], threshold, len(opened))
     if picture: _drawn(queries, answers).save(picture)
 
-
 def _nobody(answer):
     "Whether there is a threshold, and nothing in `answer` reaches it"
     return bool(answer.match.notna().all() and not answer.match.any())
@@ -52,7 +51,8 @@ def _tell(queries, answers, known, threshold, size):
         if len(queries)>1: print(f'{query}:')
         shown = answer.drop(columns='id').assign(score=answer.score.map('{:.3f}'.format))
         print(shown.to_string(index=False) if len(answer) else 'no picture fits camera and time')
-        if len(answer) and _nobody(answer): print(f'nobody: none reaches {threshold or known["threshold"]:.3f}')
+        least = threshold if known is None or threshold is not None else known['threshold']
+        if len(answer) and _nobody(answer): print(f'nobody: none reaches {least:.3f}')
     if not known or threshold is not None: return
     grown = f'; there are {size:,} now, calibrate again' if size>=2*known['size'] else ''
     print(f'(false-accept rate {known["far"]:.1%}, calibrated among {known["size"]:,} pictures{grown})')

@@ -6,18 +6,13 @@
 __all__ = ['MODELS', 'make_recipe', 'one_of', 'read_seeds', 'named', 'read_crops', 'add_queries', 'use_device', 'train_command']
 
 # %% ../../nbs/engine/31_train.ipynb #cell0003
-import ctypes
-import json
-import sys
-import time
-import warnings
+import ctypes, json, sys, time, warnings
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np
-import pandas as pd
-from ..errors import command, guarded, InputError, need
+import numpy as np, pandas as pd
+from ..errors import command, InputError, need
 from ..files import check_pictures, locked, write_whole
 from ..readers.folders import join_tables, validation_cut
 from ..records import PROTOCOL, paired_interval, run_facts
@@ -99,9 +94,13 @@ def _open_run(out, resume):
 
 def _options(out, resume, given):
     "The options of the run in `out`, what was `given` first, and the settings it was begun with; raises `InputError`"
+    both = {'data', 'preset'} <= set(given)
+    need(not both, '--preset: names a rendered world, and --data crops of your own; leave one out')
     known = _open_run(out, resume)
     options = {k: given.get(k, known.get(k, v)) for k,v in _DEFAULTS.items()}
     _check_numbers(**{k: v for k,v in options.items() if k in _RANGES})
+    idle = 'lambda_mcl' in given and 'pgflkd' not in options['models']
+    need(not idle, f'--lambda-mcl: {options["models"]} has no Eq. 5 to weigh; leave it out, or train pgflkd')
     return options, known
 
 def _recipe(out, options, known, given):
@@ -376,7 +375,7 @@ def _announce(s, dls, name):
     "Say what there is and what is done with it; how many batches that takes, a ranked one counted as a third"
     people = f'{dls.n_classes} people and {len(dls.train_df)} pictures to learn from, {len(dls.test_df)} to test on'
     print(f'{name}: {people}; {dls.device}')
-    work = f'{s.how.epochs} epoch{"s"*(s.how.epochs!=1)} of {len((s.cut or dls).train)} batches of {s.how.bs}'
+    work = f'epochs: {s.how.epochs}, each of {len((s.cut or dls).train)} batches of {s.how.bs}'
     if s.cut: work += f', the best of them by {_held(s, dls)}'
     print(f'each model: {s.how.arch}, begun with weights {named(s.how)["weights"]}, {work}', flush=True)
     return len(s.models)*s.how.epochs*_epoch(dls, s) + (1+len(s.models))*len(dls.valid)/3
@@ -428,7 +427,8 @@ def _facts(s, dls):
 def _spoken(lead, low, high):
     "A lead in points with its interval; nothing for the model that the others are compared to"
     if np.isnan(lead): return ''
-    return f'{100*lead:+.1f} ({100*low:+.1f} to {100*high:+.1f})' + ' tie'*bool(low<=0<=high)
+    tie = ' tie'*bool(low<=0<=high)
+    return f'{100*lead:+.1f} ({100*low:+.1f} to {100*high:+.1f}){tie}'
 
 def _summary(results):
     "The rows of a results.csv as a text: percent, and the lead over another model with its 95 % interval"
@@ -500,7 +500,8 @@ def train_command(
 ):
     "Fine-tune the baseline and PGFL-KD and compare them on occluded, holistic and partial queries"
     given = {k: v for k,v in locals().items() if v is not None and k not in ('out', 'resume')}
-    def job():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')            # news of other libraries
         options, known = _options(Path(out), resume, given)
         s = SimpleNamespace(**options, out=Path(out), resume=resume)
         s.models = [o.strip() for o in s.models.split(',')]
@@ -515,6 +516,3 @@ def train_command(
         files = ', '.join(f'{m}.safetensors' for m in s.models)
         print(f'\n{_summary(results)}\n\nIn percent, pictures only, no pose. {_seen(results)}\n\n'
               f'{out}: ranking.png, response.png, results.csv, history.csv, {files}')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')            # news of other libraries
-        guarded('pgflkd_train', job)

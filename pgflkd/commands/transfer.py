@@ -8,11 +8,10 @@ __all__ = ['transfer_run', 'transfer_command']
 # %% ../../nbs/engine/36_transfer.ipynb #cell0003
 import json
 from pathlib import Path
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 from .train import make_recipe, named, one_of, read_crops, read_seeds, use_device
 from ..errors import command, need
-from ..files import check_pictures, file_state, fingerprint, write_whole
+from ..files import check_pictures, file_state, fingerprint, locked, write_whole
 from ..records import add_rows, run_facts
 
 # %% ../../nbs/engine/36_transfer.ipynb #cell0005
@@ -39,24 +38,24 @@ def transfer_run(
         benchmark_table(np.ones((len(table), 1), np.float32), table, name, repeats=1)
         check_pictures(table.fn)
     check_pictures(source.fn)
-    out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for seed in seeds:
-        dls = reid_dls(source, joints, **recipe.data, seed=seed, num_workers=num_workers)
-        for model in models:
-            student = _trained(model, dls, out, seed, recipe)
-            facts = dict(model=model, seed=seed, trained_on=source.attrs.get('dataset', 'given table'), **named(recipe))
-            facts |= dict(protocol=_TRANSFER, **run_facts(dls.device))
-            for name,table in targets.items():
-                found = benchmark_table(student, table, name, repeats=repeats).assign(target=name, **facts)
-                add_rows(out/'results.csv', found, on=['target', 'model', 'seed'])
-                rows.append(found)
+    with locked(out/'.transfer', wait=False):      # beside the lock of its table
+        for seed in seeds:
+            dls = reid_dls(source, joints, **recipe.data, seed=seed, num_workers=num_workers)
+            for model in models:
+                student = _trained(model, dls, out, seed, recipe)
+                facts = dict(model=model, seed=seed, trained_on=source.attrs.get('dataset', 'given table'))
+                facts |= dict(protocol=_TRANSFER, **named(recipe), **run_facts(dls.device))
+                for name,table in targets.items():
+                    found = benchmark_table(student, table, name, repeats=repeats).assign(target=name, **facts)
+                    add_rows(out/'results.csv', found, on=['target', 'model', 'seed'])
+                    rows.append(found)
     return pd.concat(rows, ignore_index=True)
 
 def _trained(model, dls, out, seed, recipe):
     "The student of `model`, trained with `seed`; from its file if it is there and of this recipe"
     from fastai.torch_core import set_seed
-    from pgflkd.checkpoint import RunLog
+    from pgflkd.checkpoint import NoValidation, RunLog
     from pgflkd.deploy import export, load_student
     from pgflkd.learner import baseline_learner, pgflkd_learner
     stem = f'{model}_{seed}'
@@ -71,7 +70,7 @@ def _trained(model, dls, out, seed, recipe):
         make = dict(baseline=baseline_learner, pgflkd=pgflkd_learner)[model]
         learn = make(dls, recipe=recipe)
         log = RunLog(out/f'{stem}.pth', model, seed)
-        learn.add_cb(log)
+        learn.add_cbs([log, NoValidation()])
         log.resume()
         learn.fit_recipe(start_epoch=log.first)
         export(learn, file)
@@ -85,6 +84,7 @@ def _read_targets(text):
     for word in filter(None, (o.strip() for o in text.split(','))):
         format, _, path = word.partition('=')
         need(format in READERS and path, f'--targets: {word!r} is not format=PATH; formats are {", ".join(READERS)}')
+        need(format not in found, f'--targets: {format} is named twice; test on the other one in another --out')
         found[format] = read_data(path, format)
     need(found, '--targets names nothing; give for example occluded_reid=data/Occluded_REID,duke=data/DukeMTMC-reID')
     return found
@@ -100,7 +100,7 @@ def transfer_command(
     recipe:str='paper',        # paper or quick: what each of the next six is, if left out
     epochs:int|None=None,      # Epochs of each training
     arch:str|None=None,        # Backbone
-    weights:str|None=None,     # imagenet, none, or a file
+    weights:str|None=None,     # student, imagenet, none (random), or a file
     size:str|None=None,        # Height x width
     bs:int|None=None,          # Pictures in a batch
     per_id:int|None=None,      # Of each person

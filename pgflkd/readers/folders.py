@@ -136,7 +136,6 @@ def _checked(df, source, first=0, test=.3, seed=0):
         print(f'{source}: no two cameras are known, so the gallery counts as a second one: kinder than life')
     return df
 
-
 def from_one(
     df:pd.DataFrame, # pid, maybe role
     source:str,      # what the printed line calls it

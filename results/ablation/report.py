@@ -12,13 +12,11 @@ COLORS = dict(occluded='#c1272d', holistic='#2b7bba', partial='#7b3294')
 VERDICTS = dict(gain='#1a7f37', loss='#b3261e', tie='#7a7a7a')
 RECIPES = dict(
     quick='Recipe QUICK: MobileNetV2 from the shipped student, 128x64, map 16x8, four epochs; '
-          '150 people to learn from, 400 test people, 800 queries a set; seed 0, one training a row so far',
+          '150 people to learn from, 400 test people, 800 queries a set',
     imagenet16='Recipe: as QUICK, but MobileNetV2 from ImageNet weights, which never saw a pasted obstacle, and nine '
-               'epochs; seeds 0 and 1 of the baseline, where, covered copies, their placebos and the fixed map; '
-               'seed 0 of the others',
+               'epochs',
     market16='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, three epochs, triplets between unit '
-             'vectors; 500 people of Market-1501 to learn from, 100 others to find, 452 queries a set; one training '
-             'a row',
+             'vectors; 500 people of Market-1501 to learn from, 100 others to find, 452 queries a set',
     resnet18='Recipe: ResNet-18 from random weights, 128x64, map 8x4, six epochs of one cycle, triplets between unit '
              'vectors; 150 people to learn from, 60 test people, 120 queries a set; seeds 0, 1, 2',
     imagenet='Recipe: MobileNetV2 from ImageNet weights, 128x64, map 16x8, six epochs of one cycle, triplets between '
@@ -38,6 +36,18 @@ def recorded(
     if not path.exists(): return None
     df = pd.read_csv(path)
     return df if rows is None else df[df.row.isin(rows)]
+
+def seed_words(folder):
+    "Which rows of `folder` were trained with which seeds, in words"
+    rows = recorded(folder).groupby('seed', sort=True).row.unique()
+    every, told = set().union(*rows), []
+    for seed, has in rows.items():
+        lacks = [o for o in every if o not in has]
+        some = f'all rows but {", ".join(sorted(lacks))}' if lacks else 'all rows'
+        told.append(f'seed {seed} of {some if len(lacks)<len(has) else ", ".join(has)}')
+    return '; '.join(told)
+
+for growing in ('quick', 'imagenet16', 'market16'): RECIPES[growing] += f'; {seed_words(growing)}'
 
 def gains(
     df:pd.DataFrame,     # from `recorded`
