@@ -31,7 +31,7 @@ def refusing(
 ):
     "Make an `InputError` of whatever is raised inside: `what`, the error in brackets, and the `remedy`"
     try: yield
-    except (InputError, MemoryError): raise
+    except InputError: raise
     except Exception as e:
         why = ' '.join(f'{type(e).__name__}: {e}'.split())[:160]
         raise InputError(f'{what} ({why}); {remedy}') from None

@@ -24,15 +24,15 @@ class PGFLKD(Baseline):
         taught:nn.Module|None=None, # makes the map for the teachers: `CellCentre`, `OwnStage`, `Detach`; None: the same
     ):
         super().__init__(body, n_classes, pool)
-        need(isinstance(body, nn.Sequential) or not hasattr(taught, 'stage'), 'OwnStage needs a staged body (ResNet)')
         self.teachers, self.taught = nn.ModuleList(teachers), taught
     def maps(self, x): # (B,3,H,W) -> the map of the student and the one that the teachers pool: (B,C,h,w)
         with ExitStack() as ears:
             for teacher in self.teachers:
                 if hasattr(teacher, 'listen'): ears.enter_context(teacher.listen(self.body))
             if hasattr(self.taught, 'stage'):
-                before = self.body[:-1](x)
-                return self.body[-1](before), self.taught(before)
+                n = len(self.taught.stage)
+                before = self.body[:-n](x)
+                return self.body[-n:](before), self.taught(before)
             fmap = self.body(x)
         return fmap, self.taught(fmap) if self.taught else fmap
     def forward(self,
@@ -68,9 +68,10 @@ class PGFLKD(Baseline):
 # %% ../nbs/course/10_network.ipynb #cell0023
 class OwnStage(nn.Module):
     "A last stage of the teachers' own, a copy of the body's: what the costs of Table 8 suggest and the text does not"
-    def __init__(self, stage): # the last child of the body, such as `body.layer4`; copied
+    def __init__(self, body, n=1): # of the student; how many of its last children are copied, one in a ResNet
         super().__init__()
-        self.stage = deepcopy(stage)
+        need(isinstance(body, nn.Sequential), 'OwnStage needs a body in stages (ResNet, MobileNetV2)')
+        self.stage = deepcopy(body[-n:])
     def forward(self, before): return self.stage(before) # the map before the last stage -> (B,C,h,w)
 
 class Detach(nn.Module):

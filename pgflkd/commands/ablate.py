@@ -121,7 +121,7 @@ def _switches():
     full = _table6()['PGFL-KD']
     def teachers(foreground=Foreground, semantics=Semantics): return replace(full, teachers=(foreground, semantics))
     def terms(*others): return replace(full, terms=(_reid, *others))
-    def own_layer4(body, size): return OwnStage(body.layer4)
+    def own_layer4(body, size): return OwnStage(body, 1 if hasattr(body, 'layer4') else 5)  # 5: MobileNetV2
     def detach(body, size): return Detach()
     return {
         'Eq. 1 scale 1':   replace(full, scale=1.),
@@ -261,7 +261,7 @@ def _train(learn, recipe, folder, name, seed, until=None):
     learn.remove_cbs(cbs)
     return None if clock.stopped else log.rows
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0023
+# %% ../../nbs/engine/32_ablate.ipynb #cell0025
 def _run_one(key, row, recipe, source, out, work, until, keep):
     "Train and measure the run `key`: rows of runs.csv, none if they stood there, None if it had to stop before its end"
     from pgflkd.deploy import export
@@ -345,7 +345,7 @@ def _key(rows, recipe, source, spec, seed, name):
 _AGAIN = '; give the same command again to go on'
 def _say(text): print(text, flush=True)
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0028
+# %% ../../nbs/engine/32_ablate.ipynb #cell0030
 _RECIPE = 'epochs lr bs per_id arch weights size stride schedule unit_triplet lambda_cl lambda_mcl'.split()
 
 def gain_table(
@@ -386,7 +386,7 @@ def _gain(found, base, q):
     if low>0 and min(each)>0: return line | dict(verdict='gain')
     return line | dict(verdict='loss' if high<0 and max(each)<0 else 'tie')
 
-# %% ../../nbs/engine/32_ablate.ipynb #cell0031
+# %% ../../nbs/engine/32_ablate.ipynb #cell0033
 @command
 def ablate_command(
     preset:str='table6',        # baseline, pair, table6, table7, figure3, switches, placebo or where
@@ -432,11 +432,12 @@ def ablate_command(
     source = _Source(folder, format, keypoints, valid, num_workers)
     numbers = read_seeds(seeds)[:1 if quick else None]
     run_plan(plan, data.split(), numbers, how, Path(out), Path(work), source, minutes, keep)
-    if not (Path(out)/'runs.csv').exists(): return
-    print(f'\n{_words(gain_table(out))}\n\nmAP in percent; gain over the baseline [95 % over people]. {out}')
+    if (Path(out)/'runs.csv').exists(): print(_words(gain_table(out), out))
 
-def _words(gains):
-    "The table of `gains` for reading: a line a row, a column a query set"
+def _words(gains, out):
+    "The table of `gains` in `out` for reading: a line a row, a column a query set"
+    if not len(gains): return f'{out}: holds no baseline to compare with; run --rows baseline as well'
     form = '{mAP:.1f}  {gain:+.1f} [{low:+.1f}, {high:+.1f}] {verdict}'
     text = [form.format(**row) for row in gains.to_dict('records')]
-    return gains.assign(text=text).groupby(['row', 'query_set'], sort=False).text.first().unstack().to_string()
+    table = gains.assign(text=text).groupby(['row', 'query_set'], sort=False).text.first().unstack().to_string()
+    return f'\n{table}\n\nmAP in percent; gain over the baseline [95 % over people]. {out}'
