@@ -406,6 +406,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'pgflkd.diagnose._features': ('engine/diagnose.html#_features', 'pgflkd/diagnose.py'),
                                  'pgflkd.diagnose._group_alignment': ('engine/diagnose.html#_group_alignment', 'pgflkd/diagnose.py'),
                                  'pgflkd.diagnose._join': ('engine/diagnose.html#_join', 'pgflkd/diagnose.py'),
+                                 'pgflkd.diagnose._named': ('engine/diagnose.html#_named', 'pgflkd/diagnose.py'),
                                  'pgflkd.diagnose._part_similarity': ('engine/diagnose.html#_part_similarity', 'pgflkd/diagnose.py'),
                                  'pgflkd.diagnose.diagnose': ('engine/diagnose.html#diagnose', 'pgflkd/diagnose.py'),
                                  'pgflkd.diagnose.embed_test': ('engine/diagnose.html#embed_test', 'pgflkd/diagnose.py'),

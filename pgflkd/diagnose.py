@@ -6,6 +6,7 @@
 __all__ = ['embed_test', 'rank_features', 'term_pulls', 'diagnose', 'embedder']
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0003
+from itertools import islice
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.learner import Learner
@@ -105,11 +106,15 @@ def term_pulls(
     return pulls
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0023
+def _named(model, x, pid):
+    "(B,) is the person on picture `x` (B,3,H,W) the one, `pid` (B,), whom the classifier of f_G names?"
+    return model.neck_g(model.pool(model.body(x.as_subclass(torch.Tensor))))[1].argmax(1)==pid
+
 def diagnose(
     learn:Learner, # trained or not
     found:dict,    # from `embed_test`
 )->dict:           # one number a name
-    "What `learn` became: length and angle of its features, attention, alignment, where it looks, pulls"
+    "What `learn` became: length and angle of its features, where it looks, pulls, its accuracy in training"
     df, size = learn.dls.test_df, learn.dls.size
     numbers = {name: float(found[name].mean()) for name in ('norm_g','cos_ge','entropy','alignment')}
     occluded = query_sets(df).get('occluded', [])
@@ -117,7 +122,10 @@ def diagnose(
         mask = read_masks(df.iloc[occluded], kind, size)      # over a photograph the obstacle is known, the body is not
         for look in {'response', 'attention'} & set(found) if mask.any() else ():
             numbers[f'{look}_on_{kind}'] = float(response_share(found[look][occluded], mask).nanmean())
-    return numbers | {f'pull_{name}': v for name,v in term_pulls(learn).items()}
+    numbers |= {f'pull_{name}': v for name,v in term_pulls(learn).items()}
+    with evaluating(learn.model):
+        right = [_named(learn.model, x, pid[:,0]) for x,hint,pid,*_ in islice(learn.dls.train, 8)]
+    return numbers | dict(train_accuracy=float(torch.cat(right).float().mean()))
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0026
 def embedder(
