@@ -228,13 +228,14 @@ def export(
     student,            # a `Learner`, or a network of this library that has a `card` or is described by `facts`
     path:str|Path,      # .safetensors to write; or .onnx, if that is all you want
     onnx:bool=False,    # an ONNX file of the same name as well?
-    half:bool=False,    # keep the numbers in half precision?
+    half:bool=False,    # keep the numbers of .safetensors in half precision? Those of .onnx are rounded as they are
     **facts,            # for the card: size, stats, and what you like to say, for example results=
 )->Path:                # `path`
     "Write what is deployed of `student`; raises `RuntimeError` if the file does not give the same features"
     path  = Path(path)
     kinds = {'.safetensors': _write_safetensors, '.onnx': _write_onnx}
     need(path.suffix in kinds, f'{path}: give a name that ends in .safetensors or .onnx')
+    need(not half or path.suffix!='.onnx', f'{path}: .onnx keeps 32 bits a number; leave out half, or write .safetensors')
     parts = plain, _, card = _described(student, facts, half)
     model = getattr(student, 'model', student)
     own = not card['arch'] or _named(card)!=(type(plain), type(plain.pool))

@@ -192,7 +192,7 @@ class ReleasedTriplets(PaintTriplets):
     places = {1: (0,1,0,4), 2: (1,2,1,5), 3: (2,3,2,6), 4: (0,3,3,4)}   # friend and friend, picture and stranger
     def triplet(self, maps, pid, level):
         blocks = pid.view(-1, 4) if len(pid)%4==0 else None
-        need(blocks is not None and (blocks==blocks[:,:1]).all(),
+        need(blocks is not None and (blocks==blocks[:,:1]).all() and (blocks[1:,0]!=blocks[:-1,0]).all(),
              'ReleasedTriplets need a batch in blocks of four pictures a person; give reid_dls per_id=4')
         d = _map_distance(maps)
         first = torch.arange(0, len(pid)-4, 4, device=d.device)

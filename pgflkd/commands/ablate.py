@@ -59,6 +59,16 @@ def _alike(recipe):
     from pgflkd.where import Alike
     return Alike()
 
+def _painted(recipe):
+    "L_TR of SAN: batch hard, averaged"
+    from pgflkd.san import PaintTriplets
+    return PaintTriplets()
+
+def _released(recipe):
+    "L_TR of SAN's released code: fixed places, summed"
+    from pgflkd.san import ReleasedTriplets
+    return ReleasedTriplets()
+
 def learned(dls):
     "No attention of its own: a `Where` then learns one"
     return None
@@ -82,6 +92,7 @@ class Row:
     aligned:bool=False        # joints drawn half a cell further, where the map shows them: see `reid_dls`
     wrong:str=''              # a placebo in the place of the pose, see `WrongPose`
     pair:bool=False           # each training picture a second time, behind an obstacle
+    painter:int=0             # height of the textures that SAN's painter learns; 0: no painter
     def __str__(self):
         parts = [_word(o) for o in (*self.teachers, *self.terms, self.taught, self.attend) if o]
         dials = {f.name: getattr(self, f.name) for f in fields(self)[4:] if getattr(self, f.name)!=f.default}
@@ -160,8 +171,18 @@ def _where():
         'pair where alike':   replace(second, terms=(*second.terms, _alike)),
     }
 
+def _san():
+    "SAN, its triplets in both forms, and PGFL-KD's teachers beside the painter: name -> row"
+    full, paints = _table6()['PGFL-KD'], Row(painter=64)
+    return {
+        'reconstruction':     paints,
+        'SAN':                replace(paints, terms=(_reid, _painted)),
+        'SAN summed':         replace(paints, terms=(_reid, _released)),
+        'PGFL-KD and SAN':    replace(full, terms=(*full.terms, _painted), painter=64),
+    }
+
 def plan_rows(
-    name:str,    # baseline, pair, table6, table7, figure3, switches, placebo or where
+    name:str,    # baseline, pair, table6, table7, figure3, switches, placebo, where or san
     recipe,      # `Recipe` that trains the rows: Figure 3 leaves out the weights that it has anyway
     only:str='', # some of the rows, with commas; empty: all
 )->dict:         # name -> `Row`
@@ -172,7 +193,8 @@ def plan_rows(
     placebos = {f'PGFL-KD {how}': replace(six['PGFL-KD'], wrong=how) for how in ('other', 'cells')}
     placebos['PGFL-KD aligned'] = replace(six['PGFL-KD'], aligned=True)
     plans = dict(baseline=base, pair=base | full, table6=six, table7=swapped | full, figure3=_figure3(recipe),
-                 switches=base | full | _switches(), placebo=base | full | placebos, where=base | _where())
+                 switches=base | full | _switches(), placebo=base | full | placebos, where=base | _where(),
+                 san=base | _san())
     one_of('preset', name, plans)
     rows = plans[name]
     names = [o.strip() for o in only.split(',') if o.strip()] or list(rows)
@@ -231,11 +253,13 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     from fastai.vision.core import imagenet_stats
     from pgflkd.callbacks import CoveredCopy, WarmDistillation, WrongPose
     from pgflkd.data import reid_dls
-    from pgflkd.learner import pgflkd_learner, where_learner
+    from pgflkd.learner import pgflkd_learner, san_learner, where_learner
     from pgflkd.occlude import HidePerson
     from pgflkd.precision import BF16, fast_bf16
+    from pgflkd.texture import OpenTexture
     hide = partial(HidePerson, stats=imagenet_stats, seed=seed+3)
     drawn = dict(scale=row.scale, aligned=row.aligned, batch_tfms=[hide(row.hide)] if row.hide else [])
+    if row.painter: drawn |= dict(targets=[OpenTexture(row.painter)])
     dls = reid_dls(df, joints, **recipe.data, **drawn, seed=seed, num_workers=num_workers)
     cbs = [WarmDistillation(row.warm)]*bool(row.warm) + [BF16()]*fast_bf16(dls.device)
     if row.wrong: cbs.append(WrongPose(row.wrong))
@@ -245,6 +269,7 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     if row.attend: attend = row.attend(dls)
     set_seed(seed)
     if row.attend: return where_learner(dls, attend=attend, **how)
+    if row.painter: return san_learner(dls, size=row.painter, pose=bool(row.teachers), lambda_tr=0., **how)
     return pgflkd_learner(dls, cl=False, mcl=False, teachers=row.teachers, taught=row.taught, **how)
 
 def _train(learn, recipe, folder, name, seed, until=None):
@@ -389,7 +414,7 @@ def _gain(found, base, q):
 # %% ../../nbs/engine/32_ablate.ipynb #cell0033
 @command
 def ablate_command(
-    preset:str='table6',        # baseline, pair, table6, table7, figure3, switches, placebo or where
+    preset:str='table6',        # baseline, pair, table6, table7, figure3, switches, placebo, where or san
     data:str='small',           # Datasets, with a space between: small, small:repeat=0,wardrobe=9, folder
     folder:str|None=None,       # Crops for the dataset 'folder'
     format:str='market1501',    # Their layout, see pgflkd_train

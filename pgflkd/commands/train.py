@@ -98,6 +98,7 @@ def _options(out, resume, given):
     need(not both, '--preset: names a rendered world, and --data crops of your own; leave one out')
     known = _open_run(out, resume)
     options = {k: given.get(k, known.get(k, v)) for k,v in _DEFAULTS.items()}
+    options['models'] = ','.join(o.strip() for o in options['models'].split(','))
     _check_numbers(**{k: v for k,v in options.items() if k in _RANGES})
     idle = 'lambda_mcl' in given and 'pgflkd' not in options['models']
     need(not idle, f'--lambda-mcl: {options["models"]} has no Eq. 5 to weigh; leave it out, or train pgflkd')
@@ -504,7 +505,7 @@ def train_command(
         warnings.simplefilter('ignore')            # news of other libraries
         options, known = _options(Path(out), resume, given)
         s = SimpleNamespace(**options, out=Path(out), resume=resume)
-        s.models = [o.strip() for o in s.models.split(',')]
+        s.models = s.models.split(',')
         source = s.data or f'a rendered world ({s.preset}, seed {s.seed})'
         print(f'pgflkd_train: {source}; trains {" and ".join(s.models)} ({s.recipe} recipe), ranks, compares; '
               f'all goes into {out}', flush=True)
