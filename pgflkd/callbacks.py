@@ -125,12 +125,12 @@ class WrongPose(Callback):
         x, hint = self.xb
         wrong = self.shuffled(hint) if self.how=='cells' else Hint(*[o[self.strangers()] for o in hint])
         self.learn.xb = x, wrong
-    def strangers(self): # (B,) for each picture of the batch, the place of the next one of somebody else
+    def strangers(self): # (B,) for each picture of the batch, the place of one of somebody else, each place once
         pid = self.yb[0][:,1]
-        i = torch.arange(len(pid), device=pid.device)
-        later = (i[:,None]+i)%len(pid)                              # row i: i, i+1, ...
-        step = (pid[later]!=pid[:,None]).int().argmax(1)
-        return (i+step)%len(pid)
+        most = pid.unique(return_counts=True)[1].max()
+        need(2*most<=len(pid), 'WrongPose: one person is on more than half of a batch; give more people a batch')
+        order = pid.argsort(stable=True)                            # person by person
+        return torch.empty_like(order).scatter(0, order, order.roll(-most.item()))
     def shuffled(self, hint): # the same permutation of the cells for all maps of a picture
         parts, seen, person = (o.as_subclass(torch.Tensor) for o in hint)
         order = torch.rand(len(parts), 1, person[0].numel(), device=parts.device).argsort(-1)
