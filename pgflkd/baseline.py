@@ -136,6 +136,9 @@ def _trunk(arch, weights):
     except (OSError, RuntimeError, ValueError, KeyError) as e:
         why = f'the ImageNet weights of {arch.__name__} cannot be had here ({type(e).__name__})'
         raise InputError(f'{why}; give a file of weights, or weights=None to start from random ones') from None
+    need(not getattr(net, 'transform_input', False), f'the ImageNet weights of {arch.__name__} want pictures at '
+         'another scale; give it weights=None, or take an arch such as resnet50')
+    if isinstance(net, models.DenseNet): net.features.add_module('relu', nn.ReLU())    # there a line of its forward
     kept = OrderedDict((name,m) for name,m in net.named_children() if name not in _TAIL)
     return kept.popitem()[1] if len(kept)==1 else nn.Sequential(kept)
 
@@ -238,7 +241,8 @@ class FeatureLoss:
         feature:str='f_g', # which of the network's features
     ):
         self.loss, self.weight, self.feature = loss, weight, feature
-        self.name = getattr(loss, '__name__', type(loss).__name__)
+        name = getattr(loss, '__name__', type(loss).__name__)
+        self.name = name if feature=='f_g' else f'{name}_{feature.removeprefix("f_")}'
         own = isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters())
         need(not own, f'{self.name} has weights of its own, which nobody would train; take a loss without them')
     def term(self, out, yb): return self.loss(out[self.feature].as_subclass(torch.Tensor).float(), yb[0][:,0])

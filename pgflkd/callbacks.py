@@ -137,7 +137,7 @@ class WrongPose(Callback):
         def move(maps): return maps.flatten(2).gather(2, order.expand(-1, maps.shape[1], -1)).view_as(maps)
         return Hint(move(parts), seen, move(person[:,None])[:,0])
 class CoveredCopy(Callback):
-    "Add to each training batch a copy of it behind obstacles; `person` of the copy is dark under them"
+    "Add to each training batch a copy of it behind obstacles; `person` and `seen` of the copy are dark under them"
     order = 6     # after WrongPose
     def __init__(self, hide): self.hide = hide # `HidePerson(p=1)`
     rng = property(lambda self: self.hide.rng) # for `RunLog`, which seeds it
@@ -157,4 +157,5 @@ class CoveredCopy(Callback):
         hidden = F.adaptive_avg_pool2d(opaque, person.shape[1:])[:,0]
         bare = person*(1-hidden) + 1e-6
         bare /= bare.sum((1,2), keepdim=True)
-        return Hint(torch.cat([parts, parts]), torch.cat([seen, seen]), torch.cat([person, bare]))
+        left = seen*(parts*(1-hidden[:,None])).sum((2,3))           # as far as a part's attention lies beside them
+        return Hint(torch.cat([parts, parts]), torch.cat([seen, left]), torch.cat([person, bare]))

@@ -46,10 +46,10 @@ class RunLog(Callback):
         seed = 1000*self.seed + epoch + 10**6*rank_distrib()        # each process throws dice of its own
         set_seed(seed)
         train = getattr(self.dls.train, 'dl', self.dls.train)       # on several GPUs it is wrapped
-        for o in (train, *train.after_batch.fs):
+        for place,o in enumerate((train, *train.after_batch.fs, *self.learn.cbs)):
             rng = getattr(o, 'rng', None)
             if isinstance(rng, random.Random): rng.seed(seed)
-            elif rng is not None: rng.manual_seed(seed)   # of an augmentation
+            elif rng is not None: rng.manual_seed(seed + 10**9*place)   # augmentations draw apart from each other
     def after_train(self):
         lost = [name for name,v in self.log_terms.history[-1].items() if not np.isfinite(v)]
         finite = [v.isfinite().all() for v in self.learn.model.state_dict().values()]

@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from fastai.callback.mixup import MixHandler
 from fastai.data.all import *
 from fastai.learner import AvgMetric, Callback
@@ -69,6 +69,9 @@ def check_table(
     _check_columns(df)
     train, query, gallery = (df[df.role==o] for o in ('train','query','gallery'))
     _check_people(train, people, per_id)
+    both = np.intersect1d(train.pid, query.pid[query.pid>0])
+    need(not len(both), lambda: f'person {both[0]} is trained on and searched for ({len(both)} people are), and such a '
+         'test measures memory; leave out the column role, and readers.folders.from_df holds people out')
     pairs = query[['pid','camid']].merge(gallery[['pid','camid']], on='pid')
     need(((pairs.pid>0) & (pairs.camid_x!=pairs.camid_y)).any(),
          'no query has a picture of the same person from another camera in the gallery; '
@@ -80,7 +83,8 @@ def open_picture(
 )->PILImage:  # RGB, upright
     "The picture of `row`, as `files.open_picture` opens it; raises `InputError` that names a file which is broken"
     fn = row['fn']
-    return PILImage(fn.convert('RGB') if isinstance(fn, Image.Image) else files.open_picture(fn))
+    if isinstance(fn, Image.Image): return PILImage(files._to_rgb(ImageOps.exif_transpose(fn)))
+    return PILImage(files.open_picture(fn))
 
 def _open_pose(row):
     "The joints of the table `row`: (17,3), pixels of the stored picture and a confidence; zero if it has none"
@@ -182,6 +186,9 @@ class PKDL(TfmdDL):
         self.groups = groupby(range_of(dataset.items), lambda i: dataset.items[i]['pid'])   # pid -> rows
         self.turns = {pid: max(1, len(rows)//per_id) for pid,rows in self.groups.items()}
         self.people = min(bs//per_id, len(self.groups))
+        full = self.people*per_id==bs or not self.drop_last or not self.groups       # not what is only shown, or empty
+        need(full, f'bs={bs}, per_id={per_id} and {len(self.groups)} people: a training batch holds per_id pictures of '
+             f'each of bs/per_id people; take bs={max(1, self.people)*per_id}')
     def __len__(self):
         if not self.composed: return super().__len__()
         n = _epoch_length(self.turns.values(), self.people)

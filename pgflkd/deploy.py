@@ -172,6 +172,8 @@ def load_embedder(
 # %% ../nbs/engine/21_deploy.ipynb #cell0023
 _INPUT = 'RGB, resized to (H,W) = size by the bilinear filter, float32 (B,3,H,W), divided by 255'
 _FEATURE = 'f_g after the BNNeck, length 1; compare by dot product'
+_SUMMED  = ('f_w, the sum of f_g and of the average under the attention, each after its BNNeck and of length 1; '
+            'length 1; compare by dot product')                                         # of a `Where`
 _IMAGENET = [[.485, .456, .406], [.229, .224, .225]]
 
 def _deployed(model):
@@ -181,23 +183,33 @@ def _deployed(model):
     plain = deepcopy(model).eval() if isinstance(model, Where) else to_baseline(model)   # a `Where` has no teacher
     return plain.cpu().float()
 
+def _fed(card):
+    "Size and stats of the `card`, as JSON keeps them"
+    return dict(size=list(card['size']), stats=np.array(card['stats'], float).tolist())
+
+def _said(student, facts, plain):
+    "Size, stats and `facts`, with what the card of `student` says as long as `plain` is the network it says it of"
+    dls  = getattr(student, 'dls', None)
+    told = dict(stats=_IMAGENET) | getattr(student, 'card', {})
+    card = told | (dict(size=dls.size, stats=dls.stats) if dls else {}) | facts
+    need('size' in card, 'export: give size=(H,W), that of the pictures in training')
+    own  = _weights(_kept(plain))
+    same = told.get('weights', own)==own and _fed(card | told)==_fed(card)
+    return (card if same else facts) | _fed(card)
+
 def _described(student, facts, half):
     "What is deployed of `student`, on the CPU, its tensors and its card"
     import torch
-    dls  = getattr(student, 'dls', None)
-    card = dict(stats=_IMAGENET) | getattr(student, 'card', {})
-    if dls: card |= dict(size=dls.size, stats=dls.stats)
-    card |= facts
-    need('size' in card, 'export: give size=(H,W), that of the pictures in training')
-    card |= dict(size=list(card['size']), stats=np.array(card['stats'], float).tolist())
     plain = _deployed(getattr(student, 'model', student))
+    card  = _said(student, facts, plain)
     if half: plain = plain.half().float()
     tensors = _kept(plain)
     with torch.no_grad(): cells = plain.body(torch.zeros(1, 3, *card['size'])).shape[2]
     card |= dict(arch=plain.body.arch, stride=2**round(math.log2(card['size'][0]/cells)), half=half)
     card |= dict(width=plain.neck_g.bn.num_features, made=f'{date.today()}, pgflkd {pgflkd.__version__}')
     card |= dict(student=type(plain).__name__, pool=type(plain.pool).__name__)
-    return plain, tensors, card | dict(weights=_weights(tensors), input=_INPUT, feature=_FEATURE)
+    feature = _SUMMED if hasattr(plain, 'attend') else _FEATURE
+    return plain, tensors, card | dict(weights=_weights(tensors), input=_INPUT, feature=feature)
 
 def _write_safetensors(plain, tensors, card, file):
     "Write `tensors` and `card`; returns how to run the file"
@@ -214,14 +226,15 @@ def _write_onnx(plain, tensors, card, file):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         graph = torch.onnx.export(_whole(plain, card), (x,), dynamo=True, verbose=False, input_names=['picture'],
-                                  output_names=['f_g'], dynamic_shapes=({0: batch},))
+                                  output_names=[card['feature'][:3]], dynamic_shapes=({0: batch},))
     graph.model.metadata_props['pgflkd'] = json.dumps(card, default=str)
     graph.save(str(file), external_data=False)
     return _run_onnx(file)[0]
 
-def _write_checked(write, parts, x, want, least, file):
+def _write_checked(write, parts, x, want, file):
     "Let `write` write `parts`; raises `RuntimeError` if the `file` then gives other features than `want` for `x`"
     cosine = (write(*parts, file)(x)*want).sum(1).min()
+    least  = .999 if parts[2]['half'] else .99999
     if not cosine>=least: raise RuntimeError(f'{file} differs from the network (cosine {cosine:.6f}) and is not kept')
 
 def export(
@@ -235,17 +248,17 @@ def export(
     path  = Path(path)
     kinds = {'.safetensors': _write_safetensors, '.onnx': _write_onnx}
     need(path.suffix in kinds, f'{path}: give a name that ends in .safetensors or .onnx')
-    need(not half or path.suffix!='.onnx', f'{path}: .onnx keeps 32 bits a number; leave out half, or write .safetensors')
+    wide = path.suffix=='.onnx'
+    need(not (half and wide), f'{path}: .onnx keeps 32 bits a number; leave out half, or write .safetensors')
     parts = plain, _, card = _described(student, facts, half)
     model = getattr(student, 'model', student)
     own = not card['arch'] or _named(card)!=(type(plain), type(plain.pool))
-    need(path.suffix=='.onnx' or not own, f'{path}: a body or pooling of your own cannot be rebuilt; write .onnx')
+    need(wide or not own, f'{path}: a body or pooling of your own cannot be rebuilt; write .onnx')
     training = model.training
     x    = np.random.default_rng(0).random((3, 3, *card['size']), np.float32)
     want = _run_torch(model, card, next(model.parameters()).device)(x)
     model.train(training)
     path.parent.mkdir(parents=True, exist_ok=True)
     for file in {path, path.with_suffix('.onnx')} if onnx else {path}:
-        write = partial(_write_checked, kinds[file.suffix], parts, x, want, .999 if half else .99999)
-        write_whole(file, write)
+        write_whole(file, partial(_write_checked, kinds[file.suffix], parts, x, want))
     return path

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.vision.core import PILImage
-from .callbacks import query_sets, rank_sets
+from .callbacks import CoveredCopy, WrongPose, query_sets, rank_sets
 from .foreground import foreground_attention, pool_parts
 from .interpret import evaluating, read_masks, response_share
 from .metrics import evaluate_ranking
@@ -51,6 +51,7 @@ def _join(batches):
 def _embed(model, x, hint):
     "What `embed_test` returns, for one batch"
     fmap = model.body(x)
+    response = fmap.relu()                                                 # a share needs what is not negative
     cells = model.maps(x)[1] if hasattr(model, 'maps') else fmap           # as the teachers see it
     f_g, f_parts = model.pool(fmap), pool_parts(cells, hint.parts)
     attention = foreground_attention(cells, f_parts.mean(1))
@@ -58,9 +59,9 @@ def _embed(model, x, hint):
     spread = -attention*attention.clamp_min(1e-12).log()
     own = dict(attention=model.attend(fmap)) if hasattr(model, 'attend') else {}
     return _features(model, x, hint) | own | dict(
-        f_pose=f_pose, parts=F.normalize(f_parts, dim=-1), seen=hint.seen, response=fmap.mean(1),
+        f_pose=f_pose, parts=F.normalize(f_parts, dim=-1), seen=hint.seen, response=response.mean(1),
         norm_g=f_g.norm(dim=1), cos_ge=F.cosine_similarity(f_g, f_g+under),
-        entropy=spread.sum((1,2))/np.log(attention[0].numel()), alignment=_group_alignment(fmap, hint.parts))
+        entropy=spread.sum((1,2))/np.log(attention[0].numel()), alignment=_group_alignment(response, hint.parts))
 
 def _features(model, x, hint):
     "Each feature of the network by name"
@@ -86,11 +87,22 @@ def rank_features(
     return rows
 
 # %% ../nbs/engine/13_diagnose.ipynb #cell0019
+def _training_batch(learn):
+    "Pictures, hint and targets of one training batch, as the callbacks of `learn` leave them"
+    before = learn.training, getattr(learn, 'xb', ()), getattr(learn, 'yb', ())
+    x, hint, *yb = learn.dls.train.one_batch()
+    learn.training, learn.xb, learn.yb = True, (x, hint), tuple(yb)
+    for cb in learn.cbs.sorted('order'):
+        if isinstance(cb, (WrongPose, CoveredCopy)) or hasattr(cb, 'changes_batch'): cb.before_batch()
+    batch = *learn.xb, learn.yb
+    learn.training, learn.xb, learn.yb = before
+    return batch
+
 def term_pulls(
     learn:Learner, # trained or not
 )->dict:           # term -> length of its weighted gradient on the backbone / length of that of id_g + tri_g
     "How hard each term of the loss pulls at the backbone of `learn` on one training batch"
-    x, hint, *yb = learn.dls.train.one_batch()
+    x, hint, yb = _training_batch(learn)
     training, model = learn.model.training, learn.model.train()
     kept = {k: v.clone() for k,v in model.state_dict().items() if 'running' in k or 'tracked' in k}
     weights = [p for p in model.body.parameters() if p.requires_grad]

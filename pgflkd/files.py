@@ -180,7 +180,8 @@ def check_pictures(
 ):
     "Open what has not been looked at since it changed, with a bar; raises `InputError` that names the broken ones"
     paths = sorted({str(path) for path in paths})
-    if most: paths = paths[::-(-len(paths)//most)]
+    at = np.linspace(0, len(paths)-1, min(most or len(paths), len(paths))).astype(int)
+    paths = [paths[i] for i in at]
     note = cache_folder('looked_at')/f'{fingerprint([file_state(path) for path in paths])}.txt'
     if note.exists(): return
     why = {}

@@ -22,8 +22,9 @@ def _tidy(table):
     tidy = pd.DataFrame(index=range(len(table)))
     for column in ('fn', 'pid', 'camid', 'content'):
         given = table[column] if column in table else ['']*len(table)
-        texts = [_label(o) for o in given]
-        whole = column in ('pid', 'camid') and all(re.fullmatch(r'(0|-?[1-9]\d{0,17})?', o) for o in texts)
+        named = column in ('pid', 'camid')
+        texts = [_label(o) if named or not isinstance(o, str) else o for o in given]
+        whole = named and all(re.fullmatch(r'(0|-?[1-9]\d{0,17})?', o) for o in texts)
         if whole: tidy[column] = pd.array([int(o) if o else None for o in texts], 'Int64')
         else: tidy[column] = pd.Series(texts, dtype=object)
     times = table['time'] if 'time' in table else [np.nan]*len(table)
@@ -32,33 +33,35 @@ def _tidy(table):
 
 def _label(value):
     "A name as text, '' where there is none; a number that lost its whole form to a gap in a column gets it back"
-    if isinstance(value, str): return value
+    if isinstance(value, str): return value.split('.')[0] if re.fullmatch(r'-?\d+\.0+', value) else value
     if pd.isna(value) is True: return ''
     if isinstance(value, (float, np.floating)):
         need(float(value).is_integer(), f'{value}: a person or a camera is a whole number or a name')
         value = int(value)
     return str(value)
 
-def _seconds(value):
-    "A time as a number, that of a date since 1970; nan where none is known"
+def _seconds(value, last=False):
+    "A time as a number, that of a date since 1970, of a day or a month its `last` moment; nan where none is known"
     if pd.isna(value) is True or value=='': return np.nan
-    try: found = float(value)
-    except (TypeError, ValueError):
-        date  = pd.to_datetime(str(value), utc=True, errors='coerce', format='ISO8601')
+    text = str(value)                                          # float() of one of numpy's dates is in nanoseconds
+    try: found = float(text)
+    except ValueError:
+        date = pd.to_datetime(text, utc=True, errors='coerce', format='ISO8601')
+        if last and pd.notna(date) and re.fullmatch(r'\d{4}-\d\d(-\d\d)?', text): date = pd.Period(text).end_time
         found = np.nan if pd.isna(date) else date.timestamp()
     need(np.isfinite(found), f'time {value!r}: give a number, or a date such as 2024-03-01 10:00:00')
     return found
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0010
 _FACTS = dict(id=str, version=int, width=int, next_id=int, files=list, sums=list, weights=str|None, network=str|None,
-              flip=bool, threshold=dict|None)
+              flip=bool, fed=dict|None, threshold=dict|None)
 
 def _read_facts(folder):
     "What `gallery.json` says; raises `InputError` if there is none, or if something in it is of another kind"
     file = folder/'gallery.json'
     need(file.is_file(), f'{folder}: no gallery; make one with pgflkd_embed PICTURES --model FILE --out {folder}')
     with refusing(f'{file}: is damaged', 'restore it, or embed into a new folder'):
-        facts = dict(flip=False) | json.loads(file.read_bytes())
+        facts = dict(flip=False, fed=None) | json.loads(file.read_bytes())
         wrong = [name for name, kind in _FACTS.items() if not isinstance(facts[name], kind)]
         features, table = facts['files']
         named = re.fullmatch(r'features-\d+\.npy', features) and re.fullmatch(r'table-\d+\.csv', table)
@@ -111,16 +114,29 @@ class _Moment:
     def fits(self, camera, not_camera, time):
         "Which rows may be found (n,); a row whose camera or time is not known never fits one that is asked for"
         fits = pd.Series(True, self.table.index)
+        cameras = self.table.camid.astype('string').fillna('')
         for given, wanted in ((camera, True), (not_camera, False)):
             if given is None: continue
-            names = [_label(o) for o in ([given] if np.isscalar(given) else given)]
-            fits &= self.table.camid.astype(str).isin(names)==wanted
-        bounds = [_seconds(o) for o in time or (None, None)]
+            names  = [_label(o) for o in ([given] if np.isscalar(given) else given)]
+            known  = sorted({*cameras}-{''})
+            nobody = [o for o in names if o not in known]
+            need(not nobody, f'{self.folder}: no picture is by camera {nobody}; the cameras here are {known[:20]}')
+            fits &= cameras.isin(names)==wanted
+        bounds = time or (None, None)
         need(len(bounds)==2, f'time {time}: give (from, to), None for open')
-        start, end = bounds
+        start, end = self._bound(bounds[0]), self._bound(bounds[1], last=True)
         if pd.notna(start): fits &= self.table.time>=start                     # nan is neither before nor after
         if pd.notna(end): fits &= self.table.time<=end
         return fits.to_numpy()
+    def _bound(self, value, last=False):
+        "`value` as a number, nan for open; raises `InputError` if it is no date and the times are, or the reverse"
+        found, latest = _seconds(value, last), self.table.time.max()
+        if pd.isna(found) or pd.isna(latest): return found
+        dates, date = 1e8<latest<1e11, re.match(r'\d{4}-\d\d', str(value))           # 1973 to 5138
+        need(date or not dates or 1e8<found<1e11, f'{self.folder}: time {value}: the times here are dates; write it '
+             'as one, for example 2024-03-01')
+        need(dates or not date, f'{self.folder}: time {value}: the times here are numbers, up to {latest:g}; give one')
+        return found
     def cosines(self, queries):
         "For each of `queries` (q,C) its cosines with all rows (n,)"
         for i in range(0, len(queries), 64): yield from queries[i:i+64]@self.features.T
@@ -211,7 +227,7 @@ class Gallery:
             need(not (folder/'gallery.json').exists(), f'{folder}: holds a gallery already; open it')
             need(all(o.name[0]=='.' for o in folder.iterdir()), f'{folder}: holds other things; give a new folder')
             facts = dict(id=uuid.uuid4().hex, version=0, width=card['width'], weights=card.get('weights'), flip=flip,
-                         network=card.get('file'), files=[], threshold=None, next_id=0)
+                         fed=_fed(card), network=card.get('file'), files=[], threshold=None, next_id=0)
             nothing = np.zeros((0, card['width']), np.float32)
             _commit(folder, facts, nothing, _tidy(pd.DataFrame()).assign(id=np.zeros(0, int)))
         return cls(folder, model)
@@ -234,13 +250,21 @@ class Gallery:
             if not (file.is_file() and find_spec('onnxruntime')): file = Path(facts['network'])
             need(file.is_file(), f'{self.folder}: its network {file} is gone; give the file as model= (--model)')
             self._model = load_embedder(file)
-        own = self._model.card['weights']
-        need(own==facts['weights'], f'{self.folder}: holds features of the network {facts["weights"]}, not of {own}; '
-             'give the right file as model= (--model), or embed into a new folder')
+        told = dict(network=facts['weights']) | (facts['fed'] or {})     # older galleries know the network alone
+        own  = dict(network=self._model.card['weights']) | _fed(self._model.card)
+        odd  = [name for name in told if own.get(name)!=told[name]]
+        why  = ', '.join(f'{name} {told[name]}, not {own.get(name)}' for name in odd)
+        need(not odd, f'{self.folder}: holds features of another network ({why}); give the right file as model= '
+             '(--model), or embed into a new folder')
         return _mirrored(self._model) if facts['flip'] else self._model
     def __len__(self): return len(self.table)
     def __repr__(self):
         return f'Gallery of {len(self):,} pictures, width {self.facts["width"]}, version {self.facts["version"]}'
+
+def _fed(card):
+    "What beside its numbers decides which features a network with this `card` gives, as JSON keeps it"
+    known = dict(student='Baseline', pool='Average') | card
+    return json.loads(json.dumps({name: known.get(name) for name in ('size', 'stats', 'stride', 'student', 'pool')}))
 
 def _mirrored(embedder):
     "An `Embedder` whose features are made from a picture and its mirror image"
@@ -306,21 +330,34 @@ def fill(self:Gallery,
     every:int=1024,               # pictures that are added at once: what a kill may cost
     bs:int=32,                    # pictures at a time
     progress:Callable=iter,       # goes through these parts, for example fastprogress's `progress_bar`
-    prune:str|Path|None=None,     # folder: take out its pictures that are not in `table`
+    prune:str|Path|None=None,     # folder: take out its pictures whose files are gone, in `table` or not
 )->list:                          # one line for each picture that could not be read
     "Add the pictures of `table`, and replace what has changed; call it again after a kill. Raises `InputError`"
     lost = []
+    need(not prune or os.path.isdir(prune), f'{prune}: no such folder; what came from it is not forgotten')
     with locked(self.folder, wait=False):
-        rows  = _tidy(table.assign(content=[_content(fn) for fn in table.fn])).drop_duplicates(ignore_index=True)
+        rows  = table.assign(fn=_paths(table), content=[_content(fn) for fn in table.fn])
+        rows  = _tidy(rows).drop_duplicates(ignore_index=True)
         twice = rows.fn[rows.fn.duplicated()].tolist()
         need(not twice, f'{twice[:1]}: stands there twice, with different facts; drop the wrong row')
-        todo  = _news(self.table, rows)
+        todo  = _news(self.table.assign(fn=_paths(self.table)), rows)
         _as_csv(self.folder, todo.assign(id=0))                # refused now, not when the work is done
         for i in progress(range(0, len(todo), every)): lost += self._replace(todo[i:i+every], bs)
-        inside = os.path.join(os.path.abspath(prune or os.sep), '')
-        stale  = self.table.fn.map(os.path.abspath).str.startswith(inside) & ~self.table.fn.isin(rows.fn)
-        if prune and stale.any(): self._change(~stale.to_numpy(bool))
+        inside = os.path.join(os.path.abspath(prune), '') if prune else None
+        keep   = [not (inside and fn.startswith(inside) and _gone(fn)) for fn in _paths(self.table)]
+        if not all(keep): self._change(np.array(keep))
     return lost
+
+def _paths(table):
+    "The full names of the pictures of `table`: a picture has one, however it was spelled"
+    return [os.path.abspath(fn) for fn in table.fn]
+
+def _gone(fn):
+    "Whether there is no file `fn`; one that must not be looked at is there"
+    try: os.stat(fn)
+    except (FileNotFoundError, NotADirectoryError): return True
+    except OSError: pass
+    return False
 
 def _content(fn):
     "A hash of the bytes in the file `fn`; '' if it cannot be read"
@@ -348,7 +385,7 @@ def _replace(self:Gallery, rows, bs):
     if not pixels: return lost
     good = rows.loc[[*pixels]]
     features = self._features([*pixels.values()], bs)
-    self._change(~self.table.fn.isin(good.fn).to_numpy(), features, good)
+    self._change(~np.isin(_paths(self.table), good.fn), features, good)
     return lost
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0025
@@ -358,7 +395,7 @@ def search(self:Gallery,
     top:int=10,                   # how many answers
     camera=None,                  # one or many: pictures of these only
     not_camera=None,              # one or many: no pictures of these
-    time:tuple=(None, None),      # from, to, both included, None for open; numbers or dates
+    time:tuple=(None, None),      # from, to, both included, None for open; numbers or dates, a day is a whole day
     threshold:float|None=None,    # cosine from which it is the same person; None: the calibrated one, if not together
     together:bool=False,          # are these pictures of one person? then one answer, by the mean of their features
     rerank:Callable|None=None,    # puts the nearest 200 in order, for example `k_reciprocal`
@@ -397,18 +434,19 @@ def check(self:Gallery)->int: # how many rows there are
         need(file_sum(self.folder/name)==known, f'{self.folder/name}: is not what was written (checksum); restore it')
     return len(self)
 
-# %% ../nbs/engine/22_gallery.ipynb #cell0040
+# %% ../nbs/engine/22_gallery.ipynb #cell0042
 def _rivals(moment):
-    "For a picture of each person, the cosines of the nearest stranger and of the person by another camera (-2: none)"
+    "For a picture of each person, the cosines of the nearest other row and of the person by another camera (-2: none)"
     people, cameras = (np.array([_label(o) for o in moment.table[column]]) for column in ('pid', 'camid'))
     need((people!='').all(), f'{moment.folder}: some pictures have no pid; tell it with --table or --pattern')
-    names, places = np.unique(people, return_index=True)
-    places, stranger, own = places[names!='-1'], [], []
+    nobody = np.array([bool(re.fullmatch('-1|0+', o)) for o in people], bool)
+    places = np.unique(people, return_index=True)[1]
+    places, stranger, own = places[~nobody[places]], [], []
     for place, scores in zip(places, moment.cosines(moment.features[places])):
         same = people==people[place]
         seen = same & ((cameras!=cameras[place]) | (cameras==''))
         seen[place] = False                                              # the picture itself
-        stranger.append(scores[~same & (people!='-1')].max(initial=-1))
+        stranger.append(scores[~same].max(initial=-1))
         own.append(scores[seen].max(initial=-2))
     return np.array(stranger), np.array(own)
 

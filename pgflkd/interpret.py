@@ -36,10 +36,10 @@ def feature_response(
     x:torch.Tensor,   # (n,3,H,W) normalised pictures, on any device
     scale:bool=False, # stretch each response to [0,1]?
 )->torch.Tensor:      # (n,h,w) on the CPU
-    "Mean over the channels of the last map of `model` for `x` (our reading of Fig. 1 and 4 of the paper)"
+    "Mean over the channels of the last map of `model` for `x`, negatives as 0 (our reading of Fig. 1 and 4)"
     with evaluating(model) as device:
         batches = x.as_subclass(torch.Tensor).split(64)
-        r = torch.cat([model.body(o.to(device)).float().mean(1).cpu() for o in batches])
+        r = torch.cat([model.body(o.to(device)).float().relu().mean(1).cpu() for o in batches])
     if not scale: return r
     low, high = r.amin((1,2), keepdim=True), r.amax((1,2), keepdim=True)
     return (r-low)/(high-low).clamp_min(1e-12)

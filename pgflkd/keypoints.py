@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .errors import InputError, need, refusing
-from .files import open_picture, write_whole
+from .files import file_sum, open_picture, write_whole
 
 # %% ../nbs/engine/14_keypoints.ipynb #cell0006
+_ODD = .15     # share of odd joints that is still an estimator's; on 10,652 crops of Market-1501 .001 lie outside
+
 @dataclass
 class KeypointStore:
     "Joints of pictures by their names; raises `InputError` on arrays that do not fit"
@@ -53,15 +55,18 @@ class KeypointStore:
             self.size = np.broadcast_to(np.asarray(self.size, int), (n,2))
     def _check_places(self):
         "Refuse joints of pictures of another size; a joint outside of its picture is not seen"
-        xy, seen = self.joints[...,:2], self.joints[...,2]>.3
-        from_middle = abs(xy/self.size[:,None,::-1] - .5)            # in widths and heights of the picture
-        far = (from_middle>.75).any(-1) & seen
+        xy, sure = self.joints[...,:2], self.joints[...,2]
+        outside = (abs(xy/self.size[:,None,::-1] - .5)>.5).any(-1)
+        n, odd = (sure>.3).sum(), (sure[outside]>.3).sum()
         first = ' x '.join(map(str, self.size[:1].ravel()))
-        self._need(far.sum() <= .5*seen.sum(),
-                   f'most joints lie outside of pictures of {first} pixels (H x W); give the right size=(H,W)')
-        self._need(seen.sum()<=17 or xy[seen].max()>1.5,
-                   'coordinates run from 0 to 1; multiply them by width and height of the pictures')
-        self.joints[(from_middle>.5).any(-1), 2] = 0
+        usual = odd <= max(_ODD*n, min(17, .5*n))                    # a passer-by who is half cut off is no reason
+        self._need(usual, f'{odd} of {n} joints that were found lie outside of the pictures, which are {first} '
+                   'pixels (H x W); give the right size=(H,W), or joints in pixels of these pictures')
+        known = sure>0
+        corner = (known.sum(1)>2) & ~((xy>1.5).any(-1) & known).any(1)
+        self._need(corner.sum() <= _ODD*known.any(1).sum(),
+                   f'coordinates of {corner.sum()} pictures run from 0 to 1; multiply them by width and height')
+        sure[outside] = 0
 
 # %% ../nbs/engine/14_keypoints.ipynb #cell0011
 @patch
@@ -126,7 +131,8 @@ def align(self:KeypointStore,
     train = (df.role=='train').to_numpy() if 'role' in df else row<-1
     if train.any(): self._need_poses(df.fn[train], joints[train,:,2].max(1)>0, 'training pictures')
     else: self._need_poses(df.fn, row>=0, 'pictures')
-    self._check_found(df[row>=0], row[row>=0])
+    self._check_shared(df[row>=0], row[row>=0])
+    self._check_sizes(df[row>=0], row[row>=0])
     return joints
 
 @patch
@@ -136,13 +142,26 @@ def _need_poses(self:KeypointStore, fns, known, of):
     self._need(2*known.sum() >= len(known), f'has a pose for {known.sum()} of {len(known)} {of}; it lacks {gone}'
                f' and its names look like {", ".join(self.names[:3])}; give the keypoints of these pictures')
 
+def _one_picture(fns):
+    "Do the files `fns` hold the same bytes? Those that are gone do not count"
+    there = list(filter(os.path.exists, fns))
+    return len(set(map(os.path.getsize, there)))<2 and len(set(map(file_sum, there)))<2
+
 @patch
-def _check_found(self:KeypointStore, df, rows):
-    "Refuse one pose for two people, for example the pictures `0.jpg` of two folders; look at the size of some twenty"
+def _check_shared(self:KeypointStore, df, rows):
+    "Refuse one pose for two people or two pictures, for example `0.jpg` of two folders"
+    remedy = 'estimate the poses of the whole folder, so that names keep their folders'
     people = df.pid.groupby(rows).nunique() if 'pid' in df else pd.Series(dtype=int)
     shared = self.names[people.index[people>1]]
-    self._need(not len(shared), f'the name {"".join(shared[:1])} fits pictures of several people; '
-               'estimate the poses of the whole folder, so that names keep their folders')
+    self._need(not len(shared), f'the name {"".join(shared[:1])} fits pictures of several people; {remedy}')
+    each = pd.DataFrame(dict(fn=df.fn, row=rows)).drop_duplicates()
+    for row,fns in each[each.row.duplicated(keep=False)].groupby('row').fn:
+        why = f'the name {self.names[row]} fits different pictures, {" and ".join(fns.iloc[:2])}; {remedy}'
+        self._need(_one_picture(fns), why)
+
+@patch
+def _check_sizes(self:KeypointStore, df, rows):
+    "Refuse joints for another size, by a look at some twenty pictures"
     step = max(1, len(rows)//20)
     for fn,row in zip(df.fn[::step], rows[::step]):
         try: H, W = open_picture(fn).size[::-1]

@@ -7,6 +7,7 @@ __all__ = ['PAPER', 'QUICK', 'ABLATION', 'ReIDAdam', 'Recipe', 'paper_lr', 'base
            'where_learner']
 
 # %% ../nbs/course/11_learner.ipynb #cell0003
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,14 +95,14 @@ def fit_recipe(
     self:Learner,
     recipe:Recipe|None=None, # None: that of the learner
     epochs:int|None=None,    # None: the recipe's; the steps of the schedule keep their share of it
-    lr:float|None=None,      # None: the recipe's
+    lr:float|None=None,      # None: that of `recipe`, or without one the learner's own
     start_epoch:int=0,       # first epoch to run, to go on with a loaded checkpoint
     cbs=None,                # more callbacks
 ):
     "Train by the schedule of `recipe`"
+    if lr is None: lr = recipe.lr if recipe else self.lr
     recipe = recipe or self.recipe
-    epochs = recipe.epochs if epochs is None else epochs
-    lr = lr or recipe.lr
+    if epochs is None: epochs = recipe.epochs
     if recipe.schedule=='cycle': return self.fit_one_cycle(epochs, lr, cbs=cbs, start_epoch=start_epoch)
     schedule = ParamScheduler({'lr': partial(paper_lr, lr=lr)})
     self.fit(epochs, lr, cbs=[schedule, *L(cbs)], start_epoch=start_epoch)
@@ -110,27 +111,56 @@ def fit_recipe(
 def _body(dls, arch, weights, recipe):
     "The backbone whose map has the size of the part maps in `dls`"
     if weights=='recipe': weights = None if isinstance(arch, nn.Module) else recipe.weights
-    return reid_body(arch or recipe.arch, weights, dls.size[0]//dls.map_size[0])
+    body = reid_body(arch or recipe.arch, weights, dls.size[0]//dls.map_size[0])
+    if isinstance(arch, nn.Module): _fits(body, dls)
+    return body
+
+@torch.no_grad()
+def _fits(body, dls):
+    "Raises `InputError` if the map of `body`, a module of your own, has not the size of the part maps in `dls`"
+    weight, training = next(body.parameters(), torch.zeros(1)), body.training
+    fmap = body.eval()(torch.zeros(1, 3, *dls.size, dtype=weight.dtype, device=weight.device))
+    body.train(training)
+    have, want = tuple(fmap.shape[2:]), tuple(dls.map_size)
+    need(have==want, f'the map of this body is {have}, the part maps of dls are {want}; give reid_dls its stride=')
+
+def _filled(term, like):
+    "`term`, or a copy (it may serve two learners) that takes of its `like` what it leaves open"
+    name = getattr(getattr(term, 'of', term), 'open', '')               # `of`: in a `Views`
+    if not (like and name): return term
+    term = deepcopy(term)
+    setattr(getattr(term, 'of', term), name, getattr(like, name))
+    return term
+
+def _joined(built, terms, off=()):
+    "`built` without what is `off`; each of `terms` takes the place of its like, or is added"
+    likes, given = {term.name: term for term in built if term.weight}, {}
+    for term in terms:
+        need(term.name not in given, f'terms: two are called {term.name}; give one another name: term.name=')
+        given[term.name] = _filled(term, likes.get(term.name))
+    kept = {name: like for name, like in likes.items() if name not in off}
+    return list((kept | given).values())
 
 @delegates(Learner.__init__, but=['loss_func','splitter','model'])
-def _learner(dls, model, built, terms, recipe, opt_func=ReIDAdam, lr=None, wd=None, metrics=None, cbs=None, **kwargs):
-    "A `Learner` with the ReID callbacks; of `terms`, each takes the place of its like in `built`, or is added"
+def _learner(dls, model, terms, recipe, opt_func=ReIDAdam, lr=None, wd=None, metrics=None, cbs=None, **kwargs):
+    "A `Learner` with the ReID callbacks, whose loss is the sum of `terms`"
     need('loss_func' not in kwargs, 'loss_func: the loss is a sum of terms; give terms=[...], '
          'for example FeatureLoss(your_loss), which takes features and people')
-    named = {term.name: term for term in (*built, *terms)}
-    guided = any(hasattr(o, 'needs_pose') for o in (*getattr(model, 'teachers', ()), *named.values()))
+    parts = *getattr(model, 'teachers', ()), *terms
+    guided = any(hasattr(o, 'needs_pose') for o in parts)
     need(not guided or getattr(dls, 'posed', 1), 'no training picture has a pose: give reid_dls the joints, '
          'or train the baseline alone with baseline_learner')
     model = model.to(dls.device, memory_format=torch.channels_last)
+    if lr is None: lr = recipe.lr
     if wd is None: wd = recipe.wd
     if metrics is None: metrics = reid_metrics()
     cbs = [RankGallery(), WatchRanking(), LogTerms(), *L(cbs)]
-    learn = Learner(dls, model, Terms(*named.values()), opt_func=opt_func, lr=lr or recipe.lr, wd=wd,
-                    splitter=reid_splitter, metrics=metrics, cbs=cbs, **kwargs)
+    learn = Learner(dls, model, Terms(*terms), opt_func=opt_func, lr=lr, wd=wd, splitter=reid_splitter,
+                    metrics=metrics, cbs=cbs, **kwargs)
     learn.recipe = recipe
     return learn
 
-@delegates(_learner, but=['model','built'])
+@delegates(_learner, but=['model'])
 def baseline_learner(
     dls:DataLoaders,              # from `reid_dls`
     arch=None,                    # see `reid_body`; None: the recipe's
@@ -144,10 +174,10 @@ def baseline_learner(
     "The student alone: identity and triplet loss on f_G, nothing of pose (Table 6, row 1)"
     model = Baseline(_body(dls, arch, weights, recipe), dls.n_classes, pool)
     unit = recipe.unit_triplet if unit_triplet is None else unit_triplet
-    return _learner(dls, model, [ReID(unit=unit)], terms, recipe, **kwargs)
+    return _learner(dls, model, _joined([ReID(unit=unit)], terms), recipe, **kwargs)
 
 # %% ../nbs/course/11_learner.ipynb #cell0025
-@delegates(_learner, but=['model','built'])
+@delegates(_learner, but=['model'])
 def pgflkd_learner(
     dls:DataLoaders,              # from `reid_dls`, with joints
     arch=None,                    # see `reid_body`; None: the recipe's
@@ -175,10 +205,11 @@ def pgflkd_learner(
     for teacher in teachers:   # made after the student, which thus starts as it does without them
         ready = isinstance(teacher, nn.Module)
         model.teachers.append(teacher if ready else teacher(body.n_features, dls.n_classes))
-    built = [ReID(unit=recipe.unit_triplet if unit_triplet is None else unit_triplet)]
-    if feb and cl:  built.append(Consistent(recipe.lambda_cl if lambda_cl is None else lambda_cl))
-    if sab and mcl: built.append(MultiPart(recipe.lambda_mcl if lambda_mcl is None else lambda_mcl))
-    return _learner(dls, model, [term for term in built if term.weight], terms, recipe, **kwargs)
+    built = [ReID(unit=recipe.unit_triplet if unit_triplet is None else unit_triplet),
+             Consistent(recipe.lambda_cl if lambda_cl is None else lambda_cl),
+             MultiPart(recipe.lambda_mcl if lambda_mcl is None else lambda_mcl)]
+    off = ['cl']*(not (feb and cl)) + ['mcl']*(not (sab and mcl))
+    return _learner(dls, model, _joined(built, terms, off), recipe, **kwargs)
 
 # %% ../nbs/course/11_learner.ipynb #cell0030
 _SWITCHES = ('sab', 'interact', 'mcl', 'feb', 'cl')
@@ -226,16 +257,14 @@ def san_learner(
     "SAN: the student and a painter that learns textures"
     body = _body(dls, arch, weights, recipe)
     def painter(n_in, n_classes): return Painter(body, size or min(dls.size[0], 256))
-    built = Reconstruct(lambda_rec), PaintTriplets(lambda_tr)
-    painted = [term for term in built if term.weight]
+    terms = _joined([Reconstruct(lambda_rec), PaintTriplets(lambda_tr)], terms)
     teachers = [Foreground, Semantics, painter] if pose else [painter]
-    terms = [*painted, *terms]
     learn = pgflkd_learner(dls, body, recipe=recipe, cl=pose, mcl=pose, teachers=teachers, terms=terms, **kwargs)
     if not reid: learn.loss_func.list.pop(0)
     return learn
 
 # %% ../nbs/course/11_learner.ipynb #cell0052
-@delegates(_learner, but=['model','built'])
+@delegates(_learner, but=['model'])
 def where_learner(
     dls:DataLoaders,              # from `reid_dls`, with joints
     arch=None,                    # see `reid_body`; None: the recipe's
@@ -252,4 +281,4 @@ def where_learner(
     model = Where(_body(dls, arch, weights, recipe), dls.n_classes, pool, attend)
     built = [ReID(unit=recipe.unit_triplet if unit_triplet is None else unit_triplet)]
     if attend is None: built.append(OnPerson(weight))
-    return _learner(dls, model, built, terms, recipe, **kwargs)
+    return _learner(dls, model, _joined(built, terms), recipe, **kwargs)

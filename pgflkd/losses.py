@@ -61,6 +61,8 @@ class Terms(nn.Module):
             values = term.term(out, yb)
             if values is None: continue
             if not isinstance(values, dict): values = {term.name: values}
+            twice = ', '.join(found.keys() & values.keys())
+            need(not twice, f'two terms give {twice}; give one another name: term.name=')
             for name, value in values.items(): found[name] = term.weight, value
         return found
     def forward(self,
@@ -87,10 +89,12 @@ class ReID:
     "The term L_ReID: ID loss and triplet of every branch that has logits"
     name, weight = 'reid', 1.
     def __init__(self,
-        margin:float|None=.3, # of `batch_hard_triplet`
-        smoothing:float=.1,   # of `id_loss`
-        unit:bool=False,      # triplets between unit vectors, not between features as they come; not in the paper
-    ): self.margin, self.smoothing, self.unit = margin, smoothing, unit
+        margin:float|None=.3,  # of `batch_hard_triplet`
+        smoothing:float=.1,    # of `id_loss`
+        unit:bool|None=None,   # triplets between unit vectors (not in the paper)? None: as the learner, or False
+    ):
+        self.margin, self.smoothing, self.unit = margin, smoothing, bool(unit)
+        self.open = 'unit' if unit is None else ''     # what a learner fills in
     def term(self, out, yb):
         branches = [k[7:] for k in out if k.startswith('logits_')]
         need(branches, f'the model returned {list(out)} and no logits_*: nothing to classify people with')
@@ -106,13 +110,13 @@ class ReID:
 class Consistent:
     "The term L_CL: `consistent_loss` of f_g and a teacher (Eq. 4), where the network has it"
     def __init__(self,
-        weight:float=.25,      # lambda
-        reduction:str='mean',  # of `consistent_loss`
-        teacher:str='f_e',     # the feature that teaches; 'f_p' with the name 'mcl': Table 7
-        name:str='cl',         # in the log
+        weight:float|None=None, # lambda; None: that of the learner, or .25
+        reduction:str='mean',   # of `consistent_loss`
+        teacher:str='f_e',      # the feature that teaches; 'f_p' with the name 'mcl': Table 7
+        name:str='cl',          # in the log
     ):
-        self.weight, self.name = weight, name
-        self.reduction, self.teacher = reduction, teacher
+        self.weight, self.open = (.25, 'weight') if weight is None else (weight, '')
+        self.reduction, self.teacher, self.name = reduction, teacher, name
     def term(self, out, yb):
         if self.teacher not in out: return None
         return consistent_loss(out['f_g'], out[self.teacher], self.reduction)
@@ -121,12 +125,13 @@ class MultiPart:
     "The term L_MCL: `multi_part_contrastive_loss` of f_g and f_p (Eq. 5), where the network has them"
     name = 'mcl'
     def __init__(self,
-        weight:float=.25,     # lambda
-        normalize:bool=True,  # compare unit vectors
-        temperature:float=.1, # divides the similarities
-        visible:bool=False,   # weigh each part by how far it is seen; not in the paper
+        weight:float|None=None, # lambda; None: that of the learner, or .25
+        normalize:bool=True,    # compare unit vectors
+        temperature:float=.1,   # divides the similarities
+        visible:bool=False,     # weigh each part by how far it is seen; not in the paper
     ):
-        self.weight, self.visible = weight, visible
+        self.weight, self.open = (.25, 'weight') if weight is None else (weight, '')
+        self.visible = visible
         self.how = dict(normalize=normalize, temperature=temperature)
     def term(self, out, yb):
         if 'f_p' not in out: return None

@@ -6,6 +6,7 @@
 __all__ = ['Ranking', 'pairwise_distance', 'evaluate_ranking', 'evaluate_features', 'top_k']
 
 # %% ../nbs/course/02_metrics.ipynb #cell0003
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np, torch
@@ -64,14 +65,13 @@ def _numpy(x):
     if x.dtype in (torch.half, torch.bfloat16): x = x.float()
     return x.numpy()
 
-def _read(name, text):
-    "Names as numbers: digits are read, other names numbered from 1, and -1 and 0 stay what they are"
-    missing = np.isin(text, ['None', 'nan', '<NA>'])
-    need(not missing.any(), lambda: f'{name}: value {missing.argmax()} of queries and gallery is missing')
-    try:
-        return text.astype(float)
-    except ValueError:
-        number = np.unique(text, return_inverse=True)[1] + 1
+def _read(text):
+    "Names as numbers: whole numbers are read, other names numbered from 1, and -1 and 0 stay what they are"
+    plain = [re.sub(r'^(-?[0-9]+)\.0+$', r'\1', o) for o in text.tolist()]
+    whole = [re.fullmatch('-?[0-9]{1,15}', o) for o in plain]
+    text = np.array(plain)
+    if all(whole): return text.astype(float)                        # Python would also read 3_12, 1e3 and long numbers
+    number = np.unique(text, return_inverse=True)[1] + 1
     number[text=='-1'] = -1
     number[text=='0'] = 0
     return number
@@ -83,7 +83,10 @@ def _numbers(name, q, g, shape):
     need(g.shape==shape[1:], f'g_{name} has shape {g.shape}, but there are {shape[1]} gallery pictures')
     both = np.concatenate([q, g])
     is_text = both.dtype.kind not in 'iufb'
-    if is_text: both = _read(name, both.astype(str))
+    if is_text: both = np.char.strip(both.astype(str))
+    missing = np.isin(both, ['None', 'nan', '<NA>', '']) if is_text else np.isnan(both)
+    need(not missing.any(), lambda: f'{name}: value {missing.argmax()} of queries and gallery is missing')
+    if is_text: both = _read(both)
     return np.split(both, [len(q)])
 
 def _sides(shape, q_pids, g_pids, q_camids, g_camids):
@@ -103,12 +106,13 @@ def _sides(shape, q_pids, g_pids, q_camids, g_camids):
     return hits, same_camera, np.flatnonzero(g_pids==-1)
 
 _TILE = 1024  # gallery pictures multiplied at a time
-def _rows(x, i, n, fill=16, device=None):
-    "Rows `i` to `i+n` of the features `x` in float32 on `device`, zero rows added up to a multiple of `fill`"
+def _rows(x, i, n, fill=16, device=None, center=None):
+    "Rows `i` to `i+n` of the features `x`, less `center`, as float32 on `device`; zero rows up to a multiple of `fill`"
     x = x[i:i+n]
     if not isinstance(x, torch.Tensor): x = torch.tensor(np.asarray(x))
     x = x.detach().as_subclass(torch.Tensor)
     x = x.to(device=device, dtype=torch.float32)
+    if center is not None: x = x-center
     fine = x.norm().isfinite()
     need(fine, f'features {i} to {i+len(x)-1}: there are values that are not finite, or too large to square')
     missing = -len(x)%fill
@@ -123,14 +127,21 @@ def _features(q, g):
     device = getattr(g, 'device', 'cpu')
     return q, g, device
 
+def _middle(g, metric, device):
+    "The median (C,) of some of `g`: less it, squares stay small and whole numbers whole. None: nothing is subtracted"
+    if metric=='cosine' or not len(g): return None
+    some = _rows(g, 0, 64, 1, device)
+    return some.sort(dim=0).values[len(some)//2]
+
 def _block(q, g, metric, out):
     "Into `out` (q,g), tile by tile: minus the cosine, or the squared distance, which sort as the distances do"
     need(metric in ('cosine', 'euclidean'), f"metric '{metric}' is unknown: take 'cosine' or 'euclidean'")
-    f = _rows(q, 0, len(q), device=out.device)
+    center = _middle(g, metric, out.device)
+    f = _rows(q, 0, len(q), device=out.device, center=center)
     if metric=='cosine': f = F.normalize(f)
     tile = out.new_empty(_TILE, len(f))     # used again and again: small pieces, freed and taken, would pile up
     for i in range(0, len(g), _TILE):
-        rows = _rows(g, i, _TILE, device=out.device)
+        rows = _rows(g, i, _TILE, device=out.device, center=center)
         product = tile[:len(rows)]
         torch.mm(rows, f.T, out=product)
         if metric=='cosine':
@@ -234,6 +245,7 @@ def top_k(
 )->np.ndarray: # (q,k) gallery indices, nearest first; -1 where fewer than `k` are valid
     "The `k` nearest of each row of `dist` by the rules of `evaluate_ranking`: what a strip of pictures shows"
     dist = _numpy(dist)
+    need(not np.isnan(dist).any(), lambda: f'{np.isnan(dist).sum()} of {dist.size} distances are NaN')
     hits, same_camera, junk = _sides(dist.shape, q_pids, g_pids, q_camids, g_camids)
     best = np.full((len(dist), k), -1)
     for i, row in enumerate(dist):

@@ -72,6 +72,8 @@ class OwnStage(nn.Module):
         super().__init__()
         need(isinstance(body, nn.Sequential), 'OwnStage needs a body in stages (ResNet, MobileNetV2)')
         self.stage = deepcopy(body[-n:])
+        need(any(p.ndim>1 for p in self.stage.parameters()), f'OwnStage: no convolution is among the last {n} children '
+             'of this body; copy more of them, n=')
     def forward(self, before): return self.stage(before) # the map before the last stage -> (B,C,h,w)
 
 class Detach(nn.Module):
@@ -96,6 +98,7 @@ def to_baseline(
     model:Baseline, # a network, trained or not
 ) -> Baseline:      # its body, pool and neck, copied, in evaluation mode
     "The student of `model` as a plain `Baseline`: the same feature, no teacher, no weight shared with `model`"
+    need(not hasattr(model, 'attend'), 'to_baseline: a Where has no teacher to take off; use it as it is, or export it')
     student = Baseline(deepcopy(model.body), model.neck_g.fc.out_features, deepcopy(model.pool))
     student.neck_g = deepcopy(model.neck_g)
     return student.eval()

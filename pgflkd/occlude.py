@@ -91,7 +91,7 @@ _WANTED = dict(query_set='', occluded=False, mask='', obstacle='', covered=0.)
 
 def _prepared(df, joints):
     "`df` with all columns that copies need, and `joints` as (len(df),17,3)"
-    df = df.reset_index(drop=True)
+    df = df.reset_index(drop=True).drop(columns='joints', errors='ignore')        # it counts in another array
     for column,nothing in _WANTED.items(): df[column] = df[column].fillna(nothing) if column in df else nothing
     df['query_set'] = df.query_set.mask((df.role=='query') & (df.query_set==''), 'holistic')
     shape = len(df), 17, 3
@@ -108,8 +108,7 @@ def _whole(df, role, what):
 
 def _added(df, joints, new, poses):
     "`df` followed by `new`, and their joints row by row"
-    df = pd.concat([df, new], ignore_index=True)
-    return df.assign(joints=np.arange(len(df))), np.concatenate([joints, poses])
+    return pd.concat([df, new], ignore_index=True), np.concatenate([joints, poses])
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0017
 def _usual(own, size, rng, wanted):
@@ -186,7 +185,7 @@ def make_partial(
     rest = np.setdiff1d(np.arange(len(df)), rows)
     back = np.argsort(np.concatenate([rest, rows]))
     table, joints = _added(df.iloc[rest], joints[rest], new, poses)
-    return table.iloc[back].reset_index(drop=True).assign(joints=np.arange(len(df))), joints[back]
+    return table.iloc[back].reset_index(drop=True), joints[back]
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0031
 class HidePerson(RandomPerson):

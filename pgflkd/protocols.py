@@ -10,10 +10,10 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from pathlib import Path
 from .callbacks import query_sets
-from .deploy import Embedder, _run_torch, load_student
+from .deploy import Embedder, _described, _run_torch, load_student
 from .errors import InputError, need
 from .metrics import evaluate_features, evaluate_ranking, pairwise_distance
-from .network import to_baseline
+from .where import Where
 
 # %% ../nbs/engine/20_protocols.ipynb #cell0006
 PUBLISHED = {   # benchmark: {row: {column: percent}}
@@ -67,25 +67,31 @@ def mean_queries(
     q_camids, g_camids, # (q,), (g,) camera of each
     unit:bool=True,     # means of unit features, for the cosine?
 )->torch.Tensor:        # (q,C)
-    "Each query as the mean of itself and the gallery pictures of its person and camera (multi-query)"
+    "Each query as the mean of itself and the other gallery pictures of its person and camera (multi-query)"
     q, g = (torch.as_tensor(o).float() for o in (q, g))
     if unit: q, g = F.normalize(q), F.normalize(g)
     alike = (torch.as_tensor(q_pids)[:,None]==torch.as_tensor(g_pids)) & (
              torch.as_tensor(q_camids)[:,None]==torch.as_tensor(g_camids))
-    return (q + alike.float()@g)/(1+alike.sum(1, keepdim=True))
+    means = []
+    for x, mine in zip(q, alike):
+        own = g[mine]
+        other = (own-x).abs().amax(1) > 1e-3*x.abs().max()               # another picture: another feature
+        means.append(torch.cat([x[None], own[other]]).mean(0))
+    return torch.stack(means)
 
 # %% ../nbs/engine/20_protocols.ipynb #cell0015
 def _two_features(student, df):
-    "f_G (n,C) of each row of `df` 'after the neck' and 'before it', by a Learner, a network with a card, or its file"
+    "The feature (n,C) of each row of `df` 'after the neck' and 'before it', by what `export` would write of `student`"
     if isinstance(student, (str, Path)): student = load_student(student)
-    card = getattr(student, 'card', None) or dict(size=student.dls.size, stats=student.dls.stats)
-    network = student if hasattr(student, 'card') else to_baseline(student.model)
-    embed = Embedder(_run_torch(network, card, next(network.parameters()).device), card)
+    network, _, card = _described(student, {}, half=False)
+    device = next(getattr(student, 'model', student).parameters()).device
+    embed  = Embedder(_run_torch(network, card, device), card)
     before = []
     hook = network.neck_g.bn.register_forward_pre_hook(lambda bn, given: before.append(given[0].cpu()))
     try: after = embed(df.fn.tolist())
     finally: hook.remove()
-    return {'after the neck': after, 'before it': torch.cat(before)}
+    found = {'after the neck': after}
+    return found if isinstance(network, Where) else found | {'before it': torch.cat(before)}   # a `Where` has two necks
 
 # %% ../nbs/engine/20_protocols.ipynb #cell0018
 _SMALL = ('occluded_reid', 'partial_reid', 'partial_ilids')     # single-shot is asked of these

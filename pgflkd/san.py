@@ -21,7 +21,7 @@ def stages(
     "The last module of each of the four stages of `body`. Raises `InputError` if they are not known"
     if hasattr(body, 'layer4'): return [body.layer1, body.layer2, body.layer3, body.layer4]
     need(isinstance(body, nn.Sequential) and len(body)==19,
-         f'{type(body).__name__} has no four stages to paint from; train SAN with resnet18, resnet50 or mobilenet_v2')
+         f'{type(body).__name__} has no four stages that are known here; take resnet18, resnet50 or mobilenet_v2')
     return [body[i] for i in (3,6,13,18)]
 
 @contextmanager
@@ -179,9 +179,11 @@ class PaintTriplets:
     "The terms L_TR: a `paint_triplet` on each of the painter's four maps"
     name = 'tr'
     def __init__(self,
-        weight:float=1., # of each of the four
-        margin:float=.3, # of `paint_triplet`
-    ): self.weight, self.margin = weight, margin
+        weight:float|None=None, # of each of the four; None: that of the learner, or 1
+        margin:float=.3,        # of `paint_triplet`
+    ):
+        self.weight, self.open = (1., 'weight') if weight is None else (weight, '')
+        self.margin = margin
     def term(self, out, yb):
         pid = yb[0][:,0].as_subclass(torch.Tensor)
         return {f'tr_{level}': self.triplet(out[f'paint_{level}'], pid, level) for level in (1,2,3,4)}
@@ -208,7 +210,7 @@ class _PlainNeck(nn.Module):
     def forward(self, f): return f, self.fc(f)
 
 def released_encoder(
-    model:nn.Module, # a `Baseline`, or a `PGFLKD` with a `Painter` alone; changed in place
+    model:nn.Module, # a `Baseline`, or a `PGFLKD` with a `Painter` alone; changed in place, so before it is trained
     width:int=512,   # of the feature
 )->nn.Module:        # `model`
     "Give `model` the feature of SAN's released code: average, linear layer, BatchNorm, ReLU, and no BNNeck"

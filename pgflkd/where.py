@@ -76,6 +76,13 @@ class OnPerson:
         return -(person*out['attention'].clamp_min(1e-9).log()).sum((1,2)).mean()
 
 # %% ../nbs/course/13_where.ipynb #cell0017
+def _copied(pid):
+    "Half the size of a batch with people `pid`, which are looked at on a CPU only; raises `InputError` without copies"
+    n = len(pid)//2
+    need(pid.device.type!='cpu' or torch.equal(pid[:n], pid[n:]),
+         'Views and Alike need each picture twice in a batch; give the learner cbs=[CoveredCopy(HidePerson(1.))]')
+    return n
+
 class Views:
     "`term` (a `ReID`) of the branches `whole` on uncovered pictures alone, of those in `both` on covered ones as well"
     def __init__(self,
@@ -87,7 +94,10 @@ class Views:
         self.name, self.weight = term.name, term.weight
         self.whole, self.both = whole, both
     def term(self, out, yb):
-        n = len(yb[0])//2
+        n = _copied(yb[0])
+        named = sorted(self.whole+self.both)
+        have = sorted(k[7:] for k in out if k.startswith('logits_'))
+        need(named==have, f'Views names the branches {named}, the network has {have}; name each once, in whole or both')
         first = {k: v[:n] for k,v in self.branches(out, self.whole).items()}
         values = self.of.term(first, [o[:n] for o in yb])
         return values | self.of.term(self.branches(out, self.both), yb) if self.both else values
@@ -101,9 +111,9 @@ class Alike:
         features:tuple=('g',), # of which branches: 'g', 'a'
     ): self.weight, self.features = weight, features
     def term(self, out, yb):
-        values = []
+        n, values = _copied(yb[0]), []
         for branch in self.features:
-            whole, covered = out[f'f_{branch}'].chunk(2)
+            whole, covered = out[f'f_{branch}'].split(n)
             values.append(1-F.cosine_similarity(covered.float(), whole.detach().float()).mean())
         return sum(values)
 

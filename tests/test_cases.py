@@ -393,7 +393,7 @@ def test_multi_query_is_one_camera():
     "The other pictures of the query's camera ask with it; those of another camera, the answers, do not"
     g = np.eye(4)
     f = mean_queries(np.array([[1.,0,0,0]]), g, [7], [7,7,7,8], [0], [0,0,1,0])
-    assert torch.allclose(f, torch.tensor([[2/3,1/3,0,0]]))
+    assert torch.allclose(f, torch.tensor([[1/2,1/2,0,0]]))       # the first is the query, and counts once
     assert torch.equal(mean_queries(g[:1], g, [7], [8,8,8,8], [0], [0,0,1,0]), torch.tensor([[1.,0,0,0]]))
 
 def test_b31_as_windows_writes_them(tmp_path):

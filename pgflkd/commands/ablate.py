@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'learned', 'prior', 'Row', 'plan_rows', 'run_plan', 'gain_table', 'ablate_command']
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0003
-import itertools, time
+import itertools, os, time
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Callable
 import numpy as np, pandas as pd
 from .train import add_queries, make_recipe, named, one_of, read_crops, read_seeds, use_device
 from ..errors import command, InputError, need
-from ..files import fingerprint, locked, write_whole
+from ..files import file_sum, fingerprint, list_pictures, locked, write_whole
 from ..readers.folders import validation_cut
 from ..records import PROTOCOL, add_rows, paired_interval, run_facts
 
@@ -128,11 +128,14 @@ def _switches():
     "PGFL-KD as the paper may be read instead, then otherwise than the paper has it: name -> row"
     from pgflkd.foreground import Foreground
     from pgflkd.network import Detach, OwnStage
+    from pgflkd.san import stages
     from pgflkd.semantics import Semantics
     full = _table6()['PGFL-KD']
     def teachers(foreground=Foreground, semantics=Semantics): return replace(full, teachers=(foreground, semantics))
     def terms(*others): return replace(full, terms=(_reid, *others))
-    def own_layer4(body, size): return OwnStage(body, 1 if hasattr(body, 'layer4') else 5)  # 5: MobileNetV2
+    def own_layer4(body, size):
+        before = list(body).index(stages(body)[2])
+        return OwnStage(body, len(body)-1-before)
     def detach(body, size): return Detach()
     return {
         'Eq. 1 scale 1':   replace(full, scale=1.),
@@ -226,6 +229,11 @@ class _Source:
     keypoints:str|None=None   # their keypoint store
     valid:bool=False          # test on held-out training people instead?
     num_workers:int=0         # processes that read pictures
+    def state(self):
+        "What changes if the crops do, or their keypoints, wherever they lie"
+        files = list_pictures(self.folder)
+        names = [os.path.relpath(o, self.folder) for o in files]
+        return [self.format, names, [*map(os.path.getsize, files)], file_sum(self.keypoints)]
 
 def _open_dataset(spec, seed, work, source=_Source()):
     "Table, joints (n,17,3) and name of `spec`: a world of `seed`, perhaps with dials, or 'folder'; raises `InputError`"
@@ -365,7 +373,10 @@ def _found(results):
 def _key(rows, recipe, source, spec, seed, name):
     "What names a run, and its hash"
     key = dict(data=spec+' valid'*source.valid, row=name, seed=seed, made_of=str(rows[name]), **named(recipe))
-    return key | dict(run=fingerprint(key)[:12])
+    given = []
+    if spec=='folder' and Path(source.keypoints or '.').is_file(): given += source.state()
+    if Path(recipe.weights or '.').is_file(): given.append(file_sum(recipe.weights))
+    return key | dict(run=fingerprint(key, *given)[:12])
 
 _AGAIN = '; give the same command again to go on'
 def _say(text): print(text, flush=True)

@@ -120,7 +120,7 @@ def _askable(query, gallery):
 
 def _look_at_pictures(fns, most=None):
     "Whether `check_pictures` opens `fns`"
-    n = min(most, len(fns)) if most else len(set(fns))
+    n = min(most or len(fns), len(set(fns)))
     return _refusals(check_pictures, fns, most) or [_good(f'{n:,} pictures looked at, and can be opened')]
 
 def _check_keypoints(df, path):

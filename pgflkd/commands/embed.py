@@ -31,6 +31,7 @@ def embed_command(
     need(not (table and pattern), '--table and --pattern: give one of them')
     rows    = _from_table(table, pictures) if table else _from_names(pictures, pattern, prune)
     gallery = _gallery(Path(out), model, flip, device)
+    if not (table or pattern): rows = _untold(rows, gallery.table)
     lost = gallery.fill(rows, every, bs, _shown, pictures if prune else None)
     for why in lost[:10]: print(f'skipped {why}')
     known = gallery.table.replace('', None)[['pid', 'camid', 'time']].count().to_dict()
@@ -91,9 +92,15 @@ def _from_names(folder, pattern, none=False):
     need(rows or none, f'{folder}: holds no picture')
     return pd.DataFrame(rows, columns=['fn', 'pid', 'camid', 'time'])
 
+def _untold(rows, table):
+    "`rows` without what names say of pictures in the `table` of a gallery: what it was told of them stays"
+    new = ~rows.fn.isin([os.path.abspath(fn) for fn in table.fn])
+    return rows[['fn']].join(rows[new].drop(columns='fn'))
+
 def _from_table(path, folder):
     "The table in the CSV `path`, with full names"
     from pgflkd.readers.folders import _read_csv
     rows = _read_csv(Path(path)).rename(columns=str.strip)
     need('fn' in rows and all(rows.fn), f'{path}: wants a column fn that names a picture in each row')
-    return rows.assign(fn=[os.path.join(os.path.abspath(folder), fn) for fn in rows.fn])
+    known = {name: rows[name].str.strip() for name in ('pid', 'camid', 'time') if name in rows}
+    return rows.assign(fn=[os.path.abspath(os.path.join(folder, fn)) for fn in rows.fn], **known)

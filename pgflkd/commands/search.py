@@ -19,7 +19,7 @@ def search_command(
     threshold:float=None,  # Cosine from which it is the same person; left out: the calibrated one
     camera:str='',         # Only these cameras, for example 1,4 or door,hall
     not_camera:str='',     # Not these cameras
-    time:str='',           # FROM/TO, numbers or dates; either may be left out
+    time:str='',           # FROM/TO, numbers or dates; either may be left out, a day as TO is a whole day
     together:bool=False,   # The pictures show one person: one answer, by the mean of their features
     rerank:bool=False,     # Put the nearest 200 in order by the neighbours that they share with the query
     picture:str='',        # Draw the answers into this file, for example answer.png

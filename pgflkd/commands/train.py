@@ -113,6 +113,8 @@ def _recipe(out, options, known, given):
     recipe = replace(recipe, **kept | dict(size=tuple(kept.get('size', recipe.size))))
     settings = json.loads(json.dumps(options | asdict(recipe)))
     other = [k for k,v in settings.items() if k not in _FREE and v!=known.get(k)]
+    done = [m for m in options['models'].split(',') if (out/f'{m}.safetensors').exists()]
+    if done: other += [k for k in ('epochs', 'bs') if settings[k]!=known[k]]   # the others would be trained otherwise
     need(not other, f'--resume: {out} has other {", ".join(other)}; leave these options out, or give another --out')
     return recipe
 
@@ -397,7 +399,8 @@ def _compare(runs, s):
     rows = []
     for q in first.ranking:
         for m,run in runs.items():
-            row = dict(model=m, feature='f_g', query_set=q, **run.found.ranking[q].row())
+            feature = 'f_w' if m=='where' else 'f_g'
+            row = dict(model=m, feature=feature, query_set=q, **run.found.ranking[q].row())
             if run.found is not first: row |= _lead(run.found, first, q)
             if q==hard: row |= dict(obstacle_share=share.get(m))
             rows.append(row | dict(train_seconds=run.seconds, kept_epoch=run.epoch, precision=precision_of(run.learn)))

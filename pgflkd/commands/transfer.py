@@ -38,12 +38,12 @@ def transfer_run(
         benchmark_table(np.ones((len(table), 1), np.float32), table, name, repeats=1)
         check_pictures(table.fn)
     check_pictures(source.fn)
-    rows = []
+    data, rows = _learned(source, joints), []
     with locked(out/'.transfer', wait=False):      # beside the lock of its table
         for seed in seeds:
             dls = reid_dls(source, joints, **recipe.data, seed=seed, num_workers=num_workers)
             for model in models:
-                student = _trained(model, dls, out, seed, recipe)
+                student = _trained(model, dls, out, seed, recipe, data)
                 facts = dict(model=model, seed=seed, trained_on=source.attrs.get('dataset', 'given table'))
                 facts |= dict(protocol=_TRANSFER, **named(recipe), **run_facts(dls.device))
                 for name,table in targets.items():
@@ -52,16 +52,22 @@ def transfer_run(
                     rows.append(found)
     return pd.concat(rows, ignore_index=True)
 
-def _trained(model, dls, out, seed, recipe):
-    "The student of `model`, trained with `seed`; from its file if it is there and of this recipe"
+def _learned(source, joints):
+    "A hash of the training pictures of `source`, their people, cameras and poses"
+    from pgflkd.data import row_joints
+    train = source.role=='train'
+    files = [file_state(fn) for fn in source.fn[train]]
+    return fingerprint(files, source[['pid', 'camid']][train].values, row_joints(source, joints)[train])
+
+def _trained(model, dls, out, seed, recipe, data):
+    "The student of `model`, trained with `seed` on `data`; from its file if it is there and of this recipe"
     from fastai.torch_core import set_seed
     from pgflkd.checkpoint import NoValidation, RunLog
     from pgflkd.deploy import export, load_student
     from pgflkd.learner import baseline_learner, pgflkd_learner
     stem = f'{model}_{seed}'
     file, made = out/f'{stem}.safetensors', out/f'{stem}.json'
-    data = dls.train_df[['fn', 'pid', 'camid']].values.tolist()
-    want = named(recipe) | dict(start=file_state(recipe.weights or ''), data=fingerprint(data), posed=dls.posed)
+    want = named(recipe) | dict(start=file_state(recipe.weights or ''), data=data)
     same = not made.exists() or json.loads(made.read_text())==want
     need(same, f'{made}: a run with other settings or pictures; give another out=')
     write_whole(made, lambda f: f.write_text(json.dumps(want)))

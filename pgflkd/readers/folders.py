@@ -58,7 +58,7 @@ def validation_cut(
     df = df[df.role=='train']
     pids = np.random.default_rng(seed).permutation(np.sort(df.pid.unique()))
     test = df.pid.isin(pids[:max(2, round(share*len(pids)))])
-    occluded = df.occluded if 'occluded' in df else pd.Series(False, df.index)
+    occluded = df.occluded.eq(True) if 'occluded' in df else pd.Series(False, df.index)
     df = df.assign(role=np.where(test, 'test', 'train'), query_set=np.where(occluded, 'occluded', 'holistic'))
     df = _with_queries(df, 'query_set')
     return df.assign(query_set=df.query_set.where(df.role=='query', ''))
@@ -76,10 +76,16 @@ def join_tables(
         found.append(own[own.role=='train'] if found else own)
         people, cameras = max(people, own.pid.max()), own.camid.max()+1
         rows += len(own)
-    df = pd.concat(found)
+    df = _said(pd.concat(found))
     twice = pd.concat([o.fn.drop_duplicates() for o in found]).loc[lambda fn: fn.duplicated()]
     need(not len(twice), lambda: f'{twice.iloc[0]}: is in two of the sets; {len(twice)} pictures are, give one of them')
     df.attrs['dataset'] = '+'.join(o.attrs.get('dataset', 'table') for o in tables)
+    return df
+
+def _said(df):
+    "`df` where one of its tables does not say what is occluded, or for which query set: not occluded, for none"
+    for column,nothing in dict(occluded=False, query_set='').items():
+        if column in df: df[column] = df[column].where(df[column].notna(), nothing).astype(type(nothing))
     return df
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0017
@@ -87,6 +93,8 @@ _ROLES = ('train','query','gallery','test','val')
 _NUMBERED = dict(   # column: (where names are kept, smallest number, number of the first name, what it should be)
     pid   = ('person', -1, 1, 'a person is a whole number: 1 and more, 0 a distractor, -1 junk; or all are names'),
     camid = ('camera',  0, 0, 'a camera is a whole number from 0; or all are names'))
+_NOBODY = r'-1(\.0+)?|0+(\.0+)?'    # junk and distractors, also among people with names
+_TRUTH = {'true': True, '1': True, '1.0': True, 'false': False, '0': False, '0.0': False, '': False}
 
 def _refuse(ok, df, column, source, first, why):
     "Name the first row of `df` for which `ok` is false"
@@ -94,13 +102,24 @@ def _refuse(ok, df, column, source, first, why):
     i = int(np.argmin(ok.to_numpy()))
     raise InputError(f'{source}: row {i+first}: {column} is {df[column].tolist()[i]!r}; {why}')
 
+def _nobody(text, column='pid'):
+    "Which of `text` are no people: junk and distractors"
+    return text.str.fullmatch(_NOBODY).astype(bool) & (column=='pid')
+
+def _name_numbers(text, start, nobody):
+    "The numbers from `start` of the names `text` in alphabetical order; of `nobody` -1 and 0"
+    return pd.factorize(text.mask(nobody), sort=True)[0] + start - (nobody & text.str.startswith('-'))
+
 def _numbered(df, source, first):
     "`df` with people and cameras as numbers, names kept beside them"
     for column,(kept, least, start, why) in _NUMBERED.items():
-        text = df[column].astype(str).str.strip()
+        text = df[column].astype(str).str.strip().str.normalize('NFC')    # one é, written in either way
         whole = text.str.fullmatch(r'-?[0-9]{1,10}(\.0+)?').astype(bool)
-        named = whole.mean()<.5 and df[column].notna().all()
-        if named: same, number = text.str.lower(), pd.factorize(text, sort=True)[0] + start
+        nobody = _nobody(text, column)
+        named = whole[~nobody].mean()<.5 and df[column].notna().all()
+        if named:
+            number = _name_numbers(text, start, nobody)
+            same = text.str.lower().mask(nobody, number.astype(str))
         else: same = number = pd.to_numeric(text.where(whole, '-2')).astype(np.int64)
         usable = text!='' if named else whole & (number>=least) & (number<2**31)
         _refuse(usable, df, column, source, first, why)
@@ -120,6 +139,12 @@ def _with_columns(df, source):
     empty = df.reindex(columns=['camid', 'role']).isin([None, np.nan, '']).all()
     return df.drop(columns=empty.index[empty], errors='ignore')
 
+def _truth(df, source, first):
+    "The column `occluded` as truth values; what is empty is False"
+    text = df.occluded.astype(object).where(df.occluded.notna(), '').astype(str).str.strip().str.lower()
+    _refuse(text.isin(_TRUTH), df, 'occluded', source, first, 'take True or False')
+    return text.map(_TRUTH).astype(bool)
+
 def _checked(df, source, first=0, test=.3, seed=0):
     "`df` in whole numbers and known roles; raises `InputError` naming `source` and the row, counted from `first`"
     df = _with_columns(df, source)
@@ -127,6 +152,7 @@ def _checked(df, source, first=0, test=.3, seed=0):
     _refuse(df.fn.notna() & (path.str.strip()!=''), df, 'fn', source, first, 'give the path of a picture')
     df = _numbered(df.assign(fn=path, camid=0 if blind else df.camid), source, first)
     if 'role' in df: _refuse(df.role.isin(_ROLES), df, 'role', source, first, f'take {", ".join(_ROLES)}')
+    if 'occluded' in df: df['occluded'] = _truth(df, source, first)
     _refuse(df.pid==df.groupby('fn').pid.transform('first'), df, 'fn', source, first,
             'above it is another person; a picture shows one, drop the wrong row')
     single = df.camid.nunique()<2
@@ -155,7 +181,8 @@ def _with_roles(df, source, test, seed):
     if left: print(f'{source}: read {", ".join(sorted(roles-set(left)))}; left out {", ".join(left)}')
     df = df[~df.role.isin(left)].replace(dict(role=dict(val='test'))).reset_index(drop=True)
     train = df.role=='train'
-    both = set(df.pid[train]) & set(df.pid[df.role=='test'])
+    known = df.pid[train & (df.pid>0)]
+    both = set(known) & set(df.pid[df.role=='test'])
     if not both: return _with_queries(df) if 'test' in set(df.role) else df
     why = f'{len(both)} people are in train and in {"".join(tested)}, and a test on them measures memory'
     return _held_out(df.drop(columns='role'), source, why, test, seed)
@@ -269,15 +296,15 @@ def from_folders(
     return _checked(df, source, test=test, seed=seed)
 
 def _people(df, root):
-    "The numbers from 1 of the names in `person`, in alphabetical order"
+    "The numbers from 1 of the names in `person`, in alphabetical order; junk and distractors -1 and 0"
     loose = df.fn[df.person=='.']
     need(not len(loose), f"{''.join(loose[:1])}: lies in no person's folder; move it into one, or away")
-    df['person'] = _upper(df)
+    df['person'] = _upper(df).str.normalize('NFC')
     names, seen = sorted(df.person.unique()), {}
     for name in names:
         other = seen.setdefault(name.strip().lower(), name)
         need(other==name, f'{root}: {other!r} and {name!r} look like one person; put them into one folder')
-    return df.person.map({name: i for i,name in enumerate(names, 1)})
+    return _name_numbers(df.person, 1, _nobody(df.person))
 
 def _upper(df):
     "The first of the folders in `person`; refuses those that may be cameras"

@@ -7,9 +7,10 @@ __all__ = ['to_coco', 'picture_sizes', 'read_keypoints']
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0003
 import json, os, posixpath, re
+from collections import Counter
 from pathlib import Path
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from ..errors import InputError, need, refusing
 from ..files import list_pictures
 from ..keypoints import KeypointStore, find_names
@@ -69,9 +70,16 @@ def _stated(doc):
     if len(set(orders.values()))==1: orders[None] = next(iter(orders.values()))
     return orders
 
+def _images(doc):
+    "id -> image of COCO annotations; raises `InputError` if two are one"
+    for key in ('id', 'file_name'):
+        for name,n in Counter(o[key] for o in doc.get('images', [])).most_common(1):
+            need(n==1, f'{n} images have the {key} {name}; give each its own, for example with its folder before it')
+    return {o['id']: o for o in doc.get('images', [])}
+
 def _coco(doc, order):
     "(name -> people, name -> (H,W) or nothing) of COCO annotations"
-    images, orders = {o['id']: o for o in doc.get('images', [])}, _stated(doc)
+    images, orders = _images(doc), _stated(doc)
     covered = .5 if any('num_keypoints' in o for o in doc['annotations']) else 1
     people, sizes = {o['file_name']: [] for o in images.values()}, {}
     for o in doc['annotations']:
@@ -108,9 +116,11 @@ def picture_sizes(
     sizes = {}
     for path in list_pictures(folder):
         try:
-            with Image.open(path) as im: size, turned = im.size, im.getexif().get(0x0112, 1) > 4   # stored on its side
+            with Image.open(path) as im:
+                turned = im.getexif().get(0x0112, 1) > 4                       # stored on its side; Pillow turns a TIFF
+                size = ImageOps.exif_transpose(im).size if turned else im.size
         except Exception: continue       # no picture, whatever Pillow calls it
-        sizes[Path(path).relative_to(folder).as_posix()] = size if turned else size[::-1]
+        sizes[Path(path).relative_to(folder).as_posix()] = size[::-1]
     need(sizes, f'{folder}: no pictures; give the folder of the pictures that the keypoints belong to')
     return sizes
 
@@ -132,6 +142,7 @@ def _folder(root, order):
     people, kinds = {}, set()
     for fn,name in zip(fns, names):
         kind, found = _people(json.loads(fn.read_bytes()), name, order)
+        for o in found: need(o not in people, f'{fn}: speaks of {o}, as another file does; put folders before names')
         people.update(found)
         kinds.add(kind)
     need(len(kinds)==1, f'{root}: holds {" and ".join(sorted(kinds))} files; put them into folders of their own')
@@ -174,16 +185,26 @@ def _standing(joints):
     feet = np.fmin.reduce(y[:,15:], 1)
     return (head>feet).sum() <= (head<=feet).sum()
 
+def _fitting(names, sizes, images):
+    "name in the file -> those of the pictures `sizes` in the folder `images` that it fits"
+    fits = {name: [] for name in names}
+    places = find_names(names, [os.path.join(os.path.abspath(images or ''), o) for o in sizes])
+    for o,i in zip(sizes, places):
+        if i>=0: fits[names[i]].append(o)
+    return fits
+
 def _store(path, kind, people, stated, images, size):
     "The store of `people`, under the names and with the sizes of the pictures in `images`"
     names = _plain(people)
     need(len(set(names))==len(names), f'{path}: two names are one picture; put folders before names, or drop one')
     old = dict(zip(names, people))
     sizes = picture_sizes(images) if images is not None else {}
-    places = find_names(names, [os.path.join(os.path.abspath(images or ''), o) for o in sizes])
-    named = {o: names[i] for o,i in zip(sizes, places) if i>=0}                  # the picture's name -> the file's
-    need(named or not sizes or not names,
+    fits = _fitting(names, sizes, images)
+    need(any(fits.values()) or not sizes or not names,
          f'{path}: speaks of pictures like {", ".join(names[:1])}, and none of them is in {images}; give their folder')
-    named |= {o: o for o in set(names)-set(named.values())}
-    known = {o: stated.get(old[name], sizes.get(o, size)) for o,name in named.items()}
-    return KeypointStore.from_people({o: people[old[name]] for o,name in named.items()}, known, str(path), kind)
+    found, known = {}, {}
+    for name,own in fits.items():
+        full = own[0] if len(own)==1 else name              # one entry for several pictures: `align` asks if it may be
+        found[full] = people[old[name]]
+        known[full] = stated.get(old[name], sizes[own[0]] if own else size)
+    return KeypointStore.from_people(found, known, str(path), kind)

@@ -37,18 +37,6 @@ def recorded(
     df = pd.read_csv(path)
     return df if rows is None else df[df.row.isin(rows)]
 
-def seed_words(folder):
-    "Which rows of `folder` were trained with which seeds, in words"
-    rows = recorded(folder).groupby('seed', sort=True).row.unique()
-    every, told = set().union(*rows), []
-    for seed, has in rows.items():
-        lacks = [o for o in every if o not in has]
-        some = f'all rows but {", ".join(sorted(lacks))}' if lacks else 'all rows'
-        told.append(f'seed {seed} of {some if len(lacks)<len(has) else ", ".join(has)}')
-    return '; '.join(told)
-
-for growing in ('quick', 'imagenet16', 'market16'): RECIPES[growing] += f'; {seed_words(growing)}'
-
 def gains(
     df:pd.DataFrame,     # from `recorded`
     base:str='baseline', # the row that the others are compared with
@@ -123,6 +111,14 @@ def gain_lines(table):
     text = [f'{o.gain:+.1f} [{o.low:+.1f}, {o.high:+.1f}] {o.verdict} ({o.each_seed})' for o in table.itertuples()]
     return table.assign(text=text).groupby(['row', 'query_set'], sort=False).text.first().unstack()[SETS[:2]]
 
+def answer(
+    folder:str,          # for example 'imagenet16'
+    row:str='PGFL-KD',   # of the plan
+):                       # query set -> gain in words
+    "How far `row` is ahead of its baseline: with an interval where the AP of each query was kept, else each seed"
+    if (HERE/folder/'ap').exists(): return gain_lines(quick_gains([row], folder=folder)).loc[row]
+    return gain_words(recorded(folder, rows=['baseline', row])).loc[row]
+
 def forest(
     table:pd.DataFrame,      # from `quick_gains`
     title:str,               # what to notice
@@ -186,7 +182,8 @@ def _stairs(ax, of):
     ax.errorbar(end, range(below), xerr=[of.gain-of.low, of.high-of.gain], fmt='none', ecolor='black', lw=1)
     ax.barh(below, whole, color='#444444', height=.6)
     told = zip([*(end-of.gain+of.high.clip(0)), max(whole, 0)], [*of.gain, whole])
-    for y, (x, value) in enumerate(told): ax.text(x+.15, y, f'{value:+.1f}', va='center', fontsize=9)
+    how = dict(va='center', fontsize=9, bbox=dict(color='white', pad=1))
+    for y, (x, value) in enumerate(told): ax.text(x+.15, y, f'{value:+.1f}', **how)
     ax.axvline(0, color='black', lw=.8)
     ax.margins(x=.25)
 
