@@ -117,6 +117,7 @@ class WarmDistillation(Callback):
 class WrongPose(Callback):
     "A placebo: in training each picture gets the hint of another person, or its own with the cells shuffled"
     order = 5     # before all that look at the batch
+    changes_batch = True   # so `diagnose` lets it
     def __init__(self, how:str): # 'other': another person's; 'cells': its own, shuffled
         need(how in ('other','cells'), f"how={how!r}: choose 'other' or 'cells'")
         self.how = how
@@ -139,6 +140,7 @@ class WrongPose(Callback):
 class CoveredCopy(Callback):
     "Add to each training batch a copy of it behind obstacles; `person` and `seen` of the copy are dark under them"
     order = 6     # after WrongPose
+    changes_batch = True
     def __init__(self, hide): self.hide = hide # `HidePerson(p=1)`
     rng = property(lambda self: self.hide.rng) # for `RunLog`, which seeds it
     def before_fit(self):

@@ -11,7 +11,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.vision.core import PILImage
-from .callbacks import CoveredCopy, WrongPose, query_sets, rank_sets
+from .callbacks import query_sets, rank_sets
 from .foreground import foreground_attention, pool_parts
 from .interpret import evaluating, read_masks, response_share
 from .metrics import evaluate_ranking
@@ -93,7 +93,7 @@ def _training_batch(learn):
     x, hint, *yb = learn.dls.train.one_batch()
     learn.training, learn.xb, learn.yb = True, (x, hint), tuple(yb)
     for cb in learn.cbs.sorted('order'):
-        if isinstance(cb, (WrongPose, CoveredCopy)) or hasattr(cb, 'changes_batch'): cb.before_batch()
+        if getattr(cb, 'changes_batch', False): cb.before_batch()
     batch = *learn.xb, learn.yb
     learn.training, learn.xb, learn.yb = before
     return batch

@@ -53,15 +53,11 @@ def add_rows(
     with locked(path.parent):
         if path.exists():
             text = [o for o in rows if rows[o].map(type).eq(str).any()]
-            old = _as_written(path, text)
+            old = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[''])
             if on: old = old[~_names(old, on).isin(_names(rows, on))]
             rows = pd.concat([old, rows], ignore_index=True)
         write_whole(path, lambda tmp: rows.to_csv(tmp, index=False))
     return rows
-
-def _as_written(path, text):
-    "The table `path`, its columns `text` as text; only what is empty is nan"
-    return pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[''])
 
 def _names(df, on):
     "The values of the columns `on` of each row; an empty text is read back as nan"

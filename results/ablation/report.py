@@ -3,7 +3,6 @@ from pathlib import Path
 from zlib import crc32
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 
 HERE = Path(__file__).parent
@@ -204,7 +203,3 @@ def note(folder, text):
     "`text`, or what to say where `folder` holds no runs yet"
     missing = f'*`results/ablation/{folder}` holds no such rows yet; this cell shows them as soon as it does.*'
     return missing if text is None else text
-
-def rank_correlation(a, b):
-    "Spearman's correlation of `a` and `b`"
-    return float(np.corrcoef(pd.Series(a).rank(), pd.Series(b).rank())[0,1])
