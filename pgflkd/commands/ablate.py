@@ -19,56 +19,6 @@ from ..readers.folders import validation_cut
 from ..records import PROTOCOL, add_rows, paired_interval, run_facts
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0006
-def _reid(recipe, **kwargs):
-    "L_ReID of each head, triplets as the `recipe` has them"
-    from pgflkd.losses import ReID
-    return ReID(unit=recipe.unit_triplet, **kwargs)
-
-def _eq4(recipe, weight=None, **kwargs):
-    "Eq. 4, weighted as the `recipe` has it"
-    from pgflkd.losses import Consistent
-    return Consistent(recipe.lambda_cl if weight is None else weight, **kwargs)
-
-def _eq5(recipe, weight=None, **kwargs):
-    "Eq. 5, weighted as the `recipe` has it"
-    from pgflkd.losses import MultiPart
-    return MultiPart(recipe.lambda_mcl if weight is None else weight, **kwargs)
-
-def _table7(recipe):
-    "Eq. 4 between f_G and f_P in the place of Eq. 5, with its weight (Table 7)"
-    from pgflkd.losses import Consistent
-    return Consistent(recipe.lambda_mcl, teacher='f_p', name='mcl')
-
-def _focus(recipe, weight=1.):
-    "The term that asks the map to be large where a joint was seen; not in the paper"
-    from pgflkd.where import Focus
-    return Focus(weight)
-
-def _on_person(recipe):
-    "The term that tells a learned attention where joints were seen; not in the paper"
-    from pgflkd.where import OnPerson
-    return OnPerson()
-
-def _views(recipe, whole='g', both=''):
-    "L_ReID of some branches on uncovered pictures alone, of others on their covered copies as well"
-    from pgflkd.where import Views
-    return Views(_reid(recipe), whole, both)
-
-def _alike(recipe):
-    "The term that asks a covered copy for the feature of the whole picture; not in the paper"
-    from pgflkd.where import Alike
-    return Alike()
-
-def _painted(recipe):
-    "L_TR of SAN: batch hard, averaged"
-    from pgflkd.san import PaintTriplets
-    return PaintTriplets()
-
-def _released(recipe):
-    "L_TR of SAN's released code: fixed places, summed"
-    from pgflkd.san import ReleasedTriplets
-    return ReleasedTriplets()
-
 def learned(dls):
     "No attention of its own: a `Where` then learns one"
     return None
@@ -83,7 +33,7 @@ def prior(dls):
 class Row:
     "What one row of a plan is composed of; nothing is the baseline"
     teachers:tuple=()         # each called with the channels of the map and the number of people
-    terms:tuple=(_reid,)      # each called with the recipe
+    terms:tuple=()            # each called: a term beside L_ReID, or in its place; what it leaves open, the recipe says
     taught:Callable|None=None # called with the backbone and the size of its map; None: teachers pool the student's map
     attend:Callable|None=None # called with the loaders: the attention of a `Where`
     warm:float=0.             # share of the training in which Eq. 4 and 5 fade in
@@ -99,89 +49,93 @@ class Row:
         return ' '.join(parts + [f'{name}={value}' for name,value in dials.items()])
 
 def _word(part):
-    "How a table names the function `part`, for example Foreground(how='dot')"
-    if not isinstance(part, partial): return part.__name__.lstrip('_')
-    options = ', '.join(f'{k}={v}' for k,v in part.keywords.items())
-    return f'{_word(part.func)}({options})'
+    "How a table names the class, function or object `part`, for example Foreground(how='dot')"
+    if not isinstance(part, partial): return getattr(part, '__name__', type(part).__name__).lstrip('_')
+    options = [*map(_word, part.args), *(f'{k}={v}' for k,v in part.keywords.items())]
+    return f'{_word(part.func)}({", ".join(options)})'
 
 NAMES = ['baseline', '+SAB', '+SAB w/ I', '+SAB w/ IM', '+FEB', 'PGFL-KD']   # Table 6, rows 1 to 6
 
 def _table6():
     "Name -> row, in the order of the paper"
     from pgflkd.foreground import Foreground
+    from pgflkd.losses import Consistent, MultiPart
     from pgflkd.semantics import Semantics
-    rows = [Row(), Row((partial(Semantics, interact=False),)), Row((Semantics,)), Row((Semantics,), (_reid, _eq5)),
-            Row((Foreground, Semantics), (_reid, _eq5)), Row((Foreground, Semantics), (_reid, _eq4, _eq5))]
+    rows = [Row(), Row((partial(Semantics, interact=False),)), Row((Semantics,)), Row((Semantics,), (MultiPart,)),
+            Row((Foreground, Semantics), (MultiPart,)), Row((Foreground, Semantics), (Consistent, MultiPart))]
     return dict(zip(NAMES, rows))
 
 def _figure3(recipe):
     "PGFL-KD with other weights of Eq. 4 and Eq. 5 than those of the `recipe`"
+    from pgflkd.losses import Consistent, MultiPart
     full = _table6()['PGFL-KD']
     rows = {'PGFL-KD': full}
     for weight in (0., .1, .25, .5, 1., 3.):
-        eq4, eq5 = partial(_eq4, weight=weight), partial(_eq5, weight=weight)
-        if weight!=recipe.lambda_mcl: rows[f'lambda_mcl {weight:g}'] = replace(full, terms=(_reid, _eq4, eq5))
-        if weight!=recipe.lambda_cl: rows[f'lambda_cl {weight:g}'] = replace(full, terms=(_reid, eq4, _eq5))
+        eq4, eq5 = partial(Consistent, weight=weight), partial(MultiPart, weight=weight)
+        if weight!=recipe.lambda_mcl: rows[f'lambda_mcl {weight:g}'] = replace(full, terms=(Consistent, eq5))
+        if weight!=recipe.lambda_cl: rows[f'lambda_cl {weight:g}'] = replace(full, terms=(eq4, MultiPart))
     return rows
 
 def _switches():
     "PGFL-KD as the paper may be read instead, then otherwise than the paper has it: name -> row"
     from pgflkd.foreground import Foreground
+    from pgflkd.losses import Consistent, MultiPart, ReID
     from pgflkd.network import Detach, OwnStage
     from pgflkd.san import stages
     from pgflkd.semantics import Semantics
     full = _table6()['PGFL-KD']
     def teachers(foreground=Foreground, semantics=Semantics): return replace(full, teachers=(foreground, semantics))
-    def terms(*others): return replace(full, terms=(_reid, *others))
+    def terms(*others): return replace(full, terms=others)
     def own_layer4(body, size):
         before = list(body).index(stages(body)[2])
         return OwnStage(body, len(body)-1-before)
-    def detach(body, size): return Detach()
     return {
         'Eq. 1 scale 1':   replace(full, scale=1.),
         'Eq. 1 mean':      teachers(partial(Foreground, pool='mean'), partial(Semantics, pool='mean')),
         'Eq. 2 dot':       teachers(partial(Foreground, how='dot')),
-        'Eq. 4 sum':       terms(partial(_eq4, reduction='sum'), _eq5),
-        'Eq. 5 raw':       terms(_eq4, partial(_eq5, normalize=False, temperature=1.)),
-        'soft margin':     replace(full, terms=(partial(_reid, margin=None), _eq4, _eq5)),
+        'Eq. 4 sum':       terms(partial(Consistent, reduction='sum'), MultiPart),
+        'Eq. 5 raw':       terms(Consistent, partial(MultiPart, normalize=False, temperature=1.)),
+        'soft margin':     terms(partial(ReID, margin=None), Consistent, MultiPart),
         'own layer4':      replace(full, taught=own_layer4),
         'f_P and f_V':     teachers(semantics=partial(Semantics, both=True)),
         'no distillation': terms(),
-        'Eq. 4 cosine':    terms(partial(_eq4, reduction='cosine'), _eq5),
-        'visible':         terms(_eq4, partial(_eq5, visible=True)),
-        'detach':          replace(full, taught=detach),
+        'Eq. 4 cosine':    terms(partial(Consistent, reduction='cosine'), MultiPart),
+        'visible':         terms(Consistent, partial(MultiPart, visible=True)),
+        'detach':          replace(full, taught=Detach()),
         'warm':            replace(full, warm=.3),
         'pose':            teachers(partial(Foreground, how='pose')),
     }
 
 def _where():
     "Another pooling, obstacles, and what of their gain a pose is needed for: name -> row"
-    base, told = Row(), Row(terms=(_reid, _on_person), attend=learned)
-    alike = Row(terms=(_views, _alike), pair=True)
-    second = Row(terms=(partial(_views, both='a'), _on_person), attend=learned, pair=True)
+    from pgflkd.losses import ReID
+    from pgflkd.where import Alike, Focus, Views
+    told = Row(attend=learned)
+    second = Row(terms=(partial(Views, ReID(), both='a'),), attend=learned, pair=True)
     return {
         'where':              told,
         'where other':        replace(told, wrong='other'),
         'where cells':        replace(told, wrong='cells'),
         'where aligned':      replace(told, aligned=True),
         'prior':              Row(attend=prior),
-        'focus':              replace(base, terms=(_reid, _focus)),
-        'hidden':             replace(base, hide=.5),
+        'focus':              Row(terms=(Focus,)),
+        'hidden':             Row(hide=.5),
         'hidden where':       replace(told, hide=.5),
-        'pair':               alike,
+        'pair':               Row(terms=(partial(Views, ReID()), Alike), pair=True),
         'pair where':         second,
         'pair where other':   replace(second, wrong='other'),
-        'pair where alike':   replace(second, terms=(*second.terms, _alike)),
+        'pair where alike':   replace(second, terms=(*second.terms, Alike)),
     }
 
 def _san():
     "SAN, its triplets in both forms, and PGFL-KD's teachers beside the painter: name -> row"
+    from pgflkd.san import PaintTriplets, ReleasedTriplets
     full, paints = _table6()['PGFL-KD'], Row(painter=64)
     return {
         'reconstruction':     paints,
-        'SAN':                replace(paints, terms=(_reid, _painted)),
-        'SAN summed':         replace(paints, terms=(_reid, _released)),
-        'PGFL-KD and SAN':    replace(full, terms=(*full.terms, _painted), painter=64),
+        'SAN':                replace(paints, terms=(PaintTriplets,)),
+        'SAN summed':         replace(paints, terms=(ReleasedTriplets,)),
+        'PGFL-KD and SAN':    replace(full, terms=(*full.terms, PaintTriplets), painter=64),
     }
 
 def plan_rows(
@@ -190,9 +144,11 @@ def plan_rows(
     only:str='', # some of the rows, with commas; empty: all
 )->dict:         # name -> `Row`
     "The rows of the plan `name`; raises `InputError` for an unknown plan, or a row that is not in it"
+    from pgflkd.losses import Consistent
     six = _table6()
     base, full = ({k: six[k]} for k in ('baseline', 'PGFL-KD'))
-    swapped = {'L_CL': replace(six['PGFL-KD'], terms=(_reid, _eq4, _table7))}
+    eq4 = partial(Consistent, teacher='f_p', name='mcl')          # in the place of Eq. 5, with its weight
+    swapped = {'L_CL': replace(six['PGFL-KD'], terms=(Consistent, eq4))}
     placebos = {f'PGFL-KD {how}': replace(six['PGFL-KD'], wrong=how) for how in ('other', 'cells')}
     placebos['PGFL-KD aligned'] = replace(six['PGFL-KD'], aligned=True)
     plans = dict(baseline=base, pair=base | full, table6=six, table7=swapped | full, figure3=_figure3(recipe),
@@ -272,7 +228,7 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     cbs = [WarmDistillation(row.warm)]*bool(row.warm) + [BF16()]*fast_bf16(dls.device)
     if row.wrong: cbs.append(WrongPose(row.wrong))
     if row.pair: cbs.append(CoveredCopy(hide(1.)))
-    terms = [make(recipe) for make in row.terms]
+    terms = [make() for make in row.terms]
     how = dict(recipe=recipe, terms=[t for t in terms if t.weight], cbs=cbs)
     if row.attend: attend = row.attend(dls)
     set_seed(seed)
@@ -387,19 +343,21 @@ _RECIPE = 'epochs lr bs per_id arch weights size stride schedule unit_triplet la
 def gain_table(
     out:Path,               # folder that `run_plan` wrote
     against:str='baseline', # row that the others are compared with
-    feature:str='',         # 'f_t': a `Where` told the true pose; empty: what is deployed
+    feature:str='',         # of both rows, 'f_g': the plain average of a `Where` alone; empty: what is deployed
 )->pd.DataFrame:            # a line for each recipe, row and query set; mAP and gain in points, ends of the interval
     "Paired differences of AP to the row `against` of the same data, recipe and seed, with 95 % intervals over people"
     runs = pd.read_csv(Path(out)/'runs.csv').drop_duplicates('run')
     same = ['data', *(c for c in _RECIPE if c in runs)]
     lines = []
     for _, group in runs.groupby(same, dropna=False, sort=False):
-        base = {o.seed: _read_ap(out, o.run) for o in group[group.row==against].itertuples()}
+        others = group[group.row==against].itertuples()
+        base = {o.seed: _read_ap(out, o.run, feature) or _read_ap(out, o.run) for o in others}
+        worlds = not group.data.iloc[0].startswith('folder')     # a seed is another world, not another folder
         for row, of in group.groupby('row', sort=False):
             found = {o.seed: _read_ap(out, o.run, feature) for o in of.itertuples() if o.seed in base}
             found = {seed: ap for seed, ap in found.items() if ap}
             sets = [q for q in next(iter(found.values()), {}) if not q.startswith('pid ')]
-            lines += [dict(of.iloc[0][same], row=row, query_set=q, **_gain(found, base, q)) for q in sets]
+            lines += [dict(of.iloc[0][same], row=row, query_set=q, **_gain(found, base, q, worlds)) for q in sets]
     return pd.DataFrame(lines)
 
 def _read_ap(out, run, feature=''):
@@ -409,18 +367,20 @@ def _read_ap(out, run, feature=''):
         if file.exists(): return dict(np.load(file))
     return {}
 
-def _gain(found, base, q):
-    "mAP, gain and interval on the query set `q` over all seeds of `found`, and what each seed says"
+def _gain(found, base, q, worlds=True):
+    "mAP, gain and interval on the query set `q` over all seeds of `found`, of other `worlds` or not, and each seed's"
     def joined(runs, name): return np.concatenate([runs[seed][name] for seed in found])
     people = joined(found, f'pid {q}')
     need(np.array_equal(people, joined(base, f'pid {q}')), f'{q}: the two rows ranked other queries; run both again')
     ours, theirs = 100*joined(found, q), 100*joined(base, q)
     town = np.repeat(list(found), [len(ap[q]) for ap in found.values()])
-    gain, low, high = paired_interval(ours, theirs, town*10**6+people)
+    gain, low, high = paired_interval(ours, theirs, town*10**6*worlds+people)
     each = [np.nanmean((ours-theirs)[town==seed]) for seed in found]
-    line = dict(mAP=np.nanmean(ours), gain=gain, low=low, high=high, each_seed=' '.join(f'{o:+.1f}' for o in each))
-    if low>0 and min(each)>0: return line | dict(verdict='gain')
-    return line | dict(verdict='loss' if high<0 and max(each)<0 else 'tie')
+    verdict = 'tie'
+    if min(low, *each)>0: verdict = 'gain'
+    if max(high, *each)<0: verdict = 'loss'
+    told = ' '.join(f'{o:+.1f}' for o in each)
+    return dict(mAP=np.nanmean(ours), gain=gain, low=low, high=high, each_seed=told, verdict=verdict)
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0033
 @command
@@ -463,7 +423,7 @@ def ablate_command(
     use_device(device)
     plan = plan_rows(preset, how, rows)
     words = ' '.join(map(str, plan.values()))
-    weighed = 'eq5' in words or 'table7' in words
+    weighed = 'MultiPart' in words or 'mcl' in words
     need(weighed or lambda_mcl is None, f'--lambda-mcl: none of {", ".join(plan)} has Eq. 5 to weigh; leave it out')
     source = _Source(folder, format, keypoints, valid, num_workers)
     numbers = read_seeds(seeds)[:1 if quick else None]

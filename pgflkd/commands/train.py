@@ -221,25 +221,25 @@ class _Clock:
         learn.add_cb(Callback(after_batch=after_batch))
 
 # %% ../../nbs/engine/31_train.ipynb #cell0018
-def _baseline(dls, how, **kwargs):
+def _baseline(dls, s, **kwargs):
     "The baseline"
     from pgflkd.learner import baseline_learner
-    return baseline_learner(dls, recipe=how, **kwargs)
+    return baseline_learner(dls, recipe=s.how, **kwargs)
 
-def _pgflkd(dls, how):
+def _pgflkd(dls, s):
     "The paper's network"
     from pgflkd.learner import pgflkd_learner
-    return pgflkd_learner(dls, recipe=how)
+    return pgflkd_learner(dls, recipe=s.how)
 
-def _where(dls, how):
+def _where(dls, s):
     "A student that pools where it expects the person; only this pooling and its feature learn from covered copies"
     from pgflkd.callbacks import CoveredCopy
     from pgflkd.learner import where_learner
     from pgflkd.losses import ReID
     from pgflkd.occlude import HidePerson
     from pgflkd.where import Views
-    reid = Views(ReID(unit=how.unit_triplet), both='a')
-    return where_learner(dls, recipe=how, terms=[reid], cbs=[CoveredCopy(HidePerson(1.))])
+    cover = CoveredCopy(HidePerson(1., seed=s.seed+3))
+    return where_learner(dls, recipe=s.how, terms=[Views(ReID(), both='a')], cbs=[cover])
 
 MODELS = dict(baseline=_baseline, pgflkd=_pgflkd, where=_where)   # what --models can name
 
@@ -251,7 +251,7 @@ def _rank_start(dls, s, clock):
     "Say how well that ranks which training starts from, before it has seen anybody of this table"
     from pgflkd.deploy import load_student
     from pgflkd.interpret import RetrievalInterpretation
-    learn = MODELS[s.models[0]](dls, s.how)
+    learn = MODELS[s.models[0]](dls, s)
     if s.how.weights=='student': learn.model = load_student('student')   # with the neck it was trained with
     name = f'before training ({named(s.how)["weights"]})'
     clock.watch(learn.to_fast(), name)
@@ -297,7 +297,7 @@ def _train_one(name, dls, s, clock):
     from pgflkd.interpret import RetrievalInterpretation
     start = time.time()
     set_seed(s.seed)
-    learn = MODELS[name](s.cut or dls, s.how).to_fast()
+    learn = MODELS[name](s.cut or dls, s).to_fast()
     clock.watch(learn, name)
     history, epoch = _fit(learn, name, dls, s, clock)
     learn.dls = dls
@@ -346,7 +346,7 @@ def _train_run(s):
     need(s.how.epochs>0, f'--epochs: {s.how.epochs} trains nothing; give 1 or more')
     df, joints, name = _read_source(s)
     dls, s.cut = _make_dls(df, joints, s), _cut_dls(df, joints, s)
-    MODELS[s.models[-1]](dls, s.how)               # arch and weights fit, or it is said now
+    MODELS[s.models[-1]](dls, s)                   # arch and weights fit, or it is said now
     with locked(s.out, wait=False):
         _open_run(s.out, s.resume)                 # nobody was faster
         for o in s.out.glob('.*.tmp'): o.unlink()  # what a killed process was writing

@@ -96,11 +96,12 @@ def quick_gains(
     rows:list,               # of the plan; those that are not there yet are left out
     against:str='baseline',  # the row that they are compared with
     folder:str='quick',      # or 'imagenet16'
+    feature:str='',          # of both, see `gain_table`
 ):                           # see `gain_table`; None if none of the rows was recorded
     "Paired gains with intervals from `folder`, of occluded and holistic queries"
     from pgflkd.commands.ablate import gain_table
     if recorded(folder) is None: return None
-    table = gain_table(HERE/folder, against)
+    table = gain_table(HERE/folder, against, feature)
     if not len(table): return None
     table = table[table.row.isin(rows) & (table.row!=against) & table.query_set.isin(SETS[:2])]
     return table if len(table) else None
