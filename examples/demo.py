@@ -181,10 +181,16 @@ def check_free(port):
     need(not taken, f'port {port}: another program uses it; give another with --port')
 
 
+def open_both(folder, model=''):
+    "The gallery in `folder` and its student, both by the file `model`, or the one that the gallery remembers"
+    file = model or Gallery.open(folder).facts['network'] or ''
+    return Gallery.open(folder, file), load_student(file)
+
+
 @call_parse
 def demo_command(
     gallery: str,       # Folder that pgflkd_embed wrote
-    *pictures: str,     # Folder of pictures to click on
+    *pictures: str,     # Folders of pictures to click on
     model: str = '',    # The .safetensors that made it; left out: the one that the gallery remembers
     port: int = 7860,   # Of the page
 ):
@@ -193,11 +199,9 @@ def demo_command(
         os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'      # before Gradio is imported: nothing is counted
         extra('gradio')
         check_free(port)
-        opened  = Gallery.open(gallery, model or None)
+        opened, student = open_both(gallery, model)
         need(len(opened), f'{gallery}: holds no picture; fill it with pgflkd_embed')
-        file    = model or opened.facts['network'] or ''
-        student = load_student(file)
-        shown   = list_pictures(pictures[0])[:8] if pictures else []
+        shown = sum(map(list_pictures, pictures), [])[:8]
         app = make_app(opened, student, shown)
         print(who_is_shown(opened))
         print(f'The page is at http://127.0.0.1:{port}; Ctrl-C ends it', flush=True)

@@ -9,9 +9,8 @@ __all__ = ['influence', 'feature_contribution']
 import pandas as pd, torch
 import torch.nn.functional as F
 from torch import nn
-from .baseline import Average
+from .baseline import Average, evaluating
 from .errors import need
-from .interpret import evaluating
 
 # %% ../nbs/engine/06_attribution.ipynb #cell0011
 def influence(

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from fasttransform import ItemTransform, retain_type
+from .errors import need
 from .pose import flip_joints
 
 # %% ../nbs/engine/04_augment.ipynb #cell0008
@@ -20,6 +21,7 @@ class RandomPerson(ItemTransform):
         p:float,  # probability for each picture
         seed:int, # of the generator
     ):
+        need(p is not True and 0<=p<=1, f'p={p}: give a probability from 0 to 1, such as .5')    # True would be always
         self.p = p
         self.rng = torch.Generator().manual_seed(seed)
     def rand(self, *shape): return torch.rand(shape, generator=self.rng)
@@ -116,7 +118,8 @@ class RotatePerson(RandomPerson):
     def paint(self, x, angle):
         H, W = x.shape[-2:]
         c, s, nil = angle.cos(), angle.sin(), 0*angle
-        back = torch.stack([c, s*H/W, nil, -s*W/H, c, nil], 1).view(-1,2,3)          # in halves of the picture
+        back = c, s*H/W, nil, -s*W/H, c, nil                                         # in halves of the picture
+        back = torch.stack(back, 1).view(-1,2,3)
         grid = F.affine_grid(back, x.shape, align_corners=False)
         mode = 'bilinear' if x.is_floating_point() else 'nearest'     # pictures are floats, masks whole numbers
         return F.grid_sample(x.float(), grid, mode=mode, align_corners=False).to(x.dtype)
@@ -124,4 +127,5 @@ class RotatePerson(RandomPerson):
         c, s = angle.cos()[:,None], angle.sin()[:,None]
         x, y, sure = pose.unbind(-1)
         x, y = x-W/2, y-H/2
-        return _unsure_outside(torch.stack([c*x-s*y + W/2, s*x+c*y + H/2, sure], -1), H, W)
+        turned = torch.stack([c*x-s*y + W/2, s*x+c*y + H/2, sure], -1)
+        return _unsure_outside(turned, H, W)

@@ -28,6 +28,7 @@ def rank_sets(
     features:torch.Tensor, # (n,C) one row for each of `df`
 )->dict:                   # name of a query set -> `Ranking`
     "Rank the gallery of `df` by the cosine of `features`, once for each of its `query_sets`"
+    need(len(features)==len(df), f'{len(features)} features for {len(df)} rows; give one for each, in order')
     g = np.flatnonzero(df['role']=='gallery')
     pid, camid = df['pid'].to_numpy(), df['camid'].to_numpy()
     def rank(q): return evaluate_features(features[q], features[g], pid[q], pid[g], camid[q], camid[g])
@@ -46,7 +47,8 @@ class RankGallery(Callback):
     def after_pred(self):
         if self.training or len(self.yb)<2: return
         pid, camid = self.yb[:2]
-        self._out.append([o.detach().as_subclass(torch.Tensor).cpu() for o in (self.pred, pid[:,1], camid)])
+        found = self.pred, pid[:,1], camid
+        self._out.append([o.detach().as_subclass(torch.Tensor).cpu() for o in found])
     def after_validate(self):
         df = getattr(self.dls, 'test_df', None)
         if df is None or not self._out: return
@@ -58,8 +60,7 @@ class RankGallery(Callback):
         if np.array_equal(pid, df['pid']) and np.array_equal(camid, df['camid']):
             self.results = rank_sets(df, features)
     @property
-    def ranking(self):
-        "The `Ranking` of the occluded queries, without such of the first query set; None if nothing was ranked"
+    def ranking(self): # of the occluded queries, without such of the first query set; None if nothing was ranked
         return self.results.get('occluded', next(iter(self.results.values()), None))
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0019
@@ -72,10 +73,9 @@ class _RankingMetric(Metric):
     def accumulate(self, learn): self.learn = learn
     @property
     def value(self):
-        gallery = getattr(self.learn, 'rank_gallery', None)
-        return float('nan') if gallery is None else getattr(gallery.ranking, self._name, float('nan'))
-    @property
-    def name(self): return self._name
+        ranking = getattr(getattr(self.learn, 'rank_gallery', None), 'ranking', None)
+        return float('nan') if ranking is None else getattr(ranking, self._name)
+    name = property(lambda self: self._name)
 
 def reid_metrics(
     *names:str, # attributes of `Ranking`; none: mAP and rank1
@@ -88,20 +88,21 @@ class LogTerms(Callback):
     "Average `loss_func.terms` over the training batches of each epoch into a row of `history`"
     order = 45
     def __init__(self): self.history = []
+    def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')     # its epochs are no training
     def before_train(self): self._seen = []
     def after_loss(self):
         if self.training: self._seen.append(getattr(self.loss_func, 'terms', {}))
     def after_train(self):
         n = len(self._seen)
-        if n: self.history.append({name: float(sum(o[name] for o in self._seen)/n) for name in self._seen[0]})
+        if not n: return
+        means = {name: float(sum(o[name] for o in self._seen)/n) for name in self._seen[0]}
+        self.history.append(means)
 
 # %% ../nbs/engine/10_callbacks.ipynb #cell0035
 class WarmDistillation(Callback):
     "Raise the weights of the terms cl and mcl from 0 to their own while the first `share` of the training passes"
     order, _full = 46, ()
-    def __init__(self,
-        share:float=.3, # of all batches of the training
-    ): self.share = share
+    def __init__(self, share:float=.3): self.share = share # of all batches of the training
     def before_fit(self):
         self.after_fit()                # a training that was broken off left them low
         self._full = [(term, term.weight) for term in self.loss_func.list if term.name in ('cl','mcl')]
@@ -124,8 +125,10 @@ class WrongPose(Callback):
     def before_batch(self):
         if not self.training: return
         x, hint = self.xb
-        wrong = self.shuffled(hint) if self.how=='cells' else Hint(*[o[self.strangers()] for o in hint])
-        self.learn.xb = x, wrong
+        self.learn.xb = x, self.shuffled(hint) if self.how=='cells' else self.exchanged(hint)
+    def exchanged(self, hint):
+        at = self.strangers()
+        return Hint(*[o[at] for o in hint])
     def strangers(self): # (B,) for each picture of the batch, the place of one of somebody else, each place once
         pid = self.yb[0][:,1]
         most = pid.unique(return_counts=True)[1].max()
@@ -139,7 +142,7 @@ class WrongPose(Callback):
         return Hint(move(parts), seen, move(person[:,None])[:,0])
 class CoveredCopy(Callback):
     "Add to each training batch a copy of it behind obstacles; `person` and `seen` of the copy are dark under them"
-    order = 6     # after WrongPose
+    order = 5.5   # after WrongPose (5), before GradientAccumulation (6)
     changes_batch = True
     def __init__(self, hide): self.hide = hide # `HidePerson(p=1)`
     rng = property(lambda self: self.hide.rng) # for `RunLog`, which seeds it
@@ -153,7 +156,10 @@ class CoveredCopy(Callback):
         layers = self.hide.draw(len(x), *x.shape[2:]).to(x.device)
         covered = self.hide.paint(x, layers)
         self.learn.xb = torch.cat([x, covered]), hint and self.both(hint, layers[:,3:])
+        self._yb = self.yb
         self.learn.yb = tuple(torch.cat([o, o]) for o in self.yb)
+    def after_loss(self): # from here on a picture and its copy are one again, for whoever counts
+        if self.training: self.learn.yb = self._yb
     def both(self, hint, opaque):
         parts, seen, person = (o.as_subclass(torch.Tensor) for o in hint)
         hidden = F.adaptive_avg_pool2d(opaque, person.shape[1:])[:,0]

@@ -10,6 +10,7 @@ import io, random, time
 from pathlib import Path
 import numpy as np, torch
 from fastai.basics import L, Callback, CancelFitException, CancelValidException, get_model, rank_distrib, set_seed
+from fastai.callback.training import GradientAccumulation
 from .errors import InputError, need, refusing
 from .files import write_whole
 
@@ -18,6 +19,7 @@ class RunLog(Callback):
     "After each epoch write model, optimiser and the rows of the log into `file`; each epoch is seeded by its number"
     order = 90        # after Recorder and LogTerms
     trained = False   # has this epoch been trained?
+    scaler = None     # of float16, as the checkpoint has it
     def __init__(self,
         file:str|Path, # checkpoint
         title:str,     # name of the model in the rows
@@ -25,21 +27,28 @@ class RunLog(Callback):
     ):
         self.file = Path(file)
         self.title, self.seed = title, seed
+        self.run_name = f'{title}, seed {seed}'
         self.rows = []
-    @property
-    def first(self):
-        "The epoch to go on with"
-        return len(self.rows)
+    first = property(lambda self: len(self.rows))   # the epoch to go on with
     def resume(self):
         "Load `file` if it is there; returns the epoch to go on with. Reads numbers, no code; raises `InputError`"
         if not self.file.exists(): return 0
         with refusing(f'{self.file}: is no checkpoint of this run', 'move it away to train this model from its start'):
             state = torch.load(self.file, map_location=self.dls.device, weights_only=True)
+            run = state.get('run', self.run_name)
+            need(run==self.run_name, f'{self.file}: is of {run}, not of {self.run_name}; give another file')
             self.learn.model.load_state_dict(state['model'])
             self.learn.create_opt()
             self.learn.opt.load_state_dict(state['opt'])
-            self.rows = state['rows']
+            self.rows, self.scaler = state['rows'], state.get('scaler')
         return self.first
+    def before_fit(self):
+        self.run = not hasattr(self.learn, 'lr_finder')             # it looks at rates, and keeps nothing
+        if self.scaler: self.learn.scaler.load_state_dict(self.scaler)
+    def before_train(self): # what `GradientAccumulation` began in the last epoch is in no checkpoint, so it is left
+        self.learn.opt.zero_grad()
+        for cb in self.learn.cbs:
+            if isinstance(cb, GradientAccumulation): cb.count = 0
     def before_epoch(self): self.draw(self.epoch)
     def draw(self, epoch):
         "Seed all that draws for `epoch`"
@@ -67,7 +76,9 @@ class RunLog(Callback):
         whole = io.BytesIO()                            # torch calls a full disk a RuntimeError, Python an OSError
         opt = _plain(self.learn.opt.state_dict())
         model = get_model(self.learn.model)             # the names are those of one process
-        torch.save(dict(model=model.state_dict(), opt=opt, rows=self.rows), whole)
+        scaler = getattr(self.learn, 'scaler', None)
+        state = dict(run=self.run_name, model=model.state_dict(), opt=opt, rows=self.rows)
+        torch.save(state | dict(scaler=scaler and scaler.state_dict()), whole)
         write_whole(self.file, lambda tmp: tmp.write_bytes(whole.getbuffer()))
 
 def _plain(state):
@@ -80,9 +91,8 @@ def _plain(state):
 class InTime(Callback):
     "Stop after the epoch that leaves no time for another before `until`; `stopped` says whether it had to"
     order = 95   # after RunLog (90) wrote its checkpoint
-    def __init__(self,
-        until:float|None=None, # a value of `time.monotonic`; None: no limit
-    ):
+    start = float('inf')     # no time passes in an epoch that is skipped
+    def __init__(self, until:float|None=None): # a value of `time.monotonic`; None: no limit
         self.until = until
         self.stopped = False
     def before_epoch(self): self.start = time.monotonic()

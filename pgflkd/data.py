@@ -24,7 +24,7 @@ from fastai.vision.core import PILImage, TensorImage, imagenet_stats, show_image
 from fastai.vision.data import get_grid
 from . import files
 from .augment import ErasePerson, FlipPerson, ShiftPerson
-from .errors import InputError, extra, need
+from .errors import extra, need, refusing
 from .pose import Hint, TensorPose, draw_hint
 from .readers import folders
 
@@ -47,7 +47,7 @@ def _check_columns(df):
 def _check_people(train, people, per_id):
     "Refuse training rows that cannot fill a batch of `people`, `per_id` pictures of each"
     count = train.pid.value_counts()
-    need(len(train), "no row has the role 'train'; the roles are train, query and gallery, in small letters")
+    need(len(train), "no row has the role 'train'")
     odd = train.fn[train.pid<1]
     need(not len(odd), lambda: f'{odd.iloc[0]}: junk (-1) and distractors (0) cannot be trained on; '
                                'drop these rows, or add 1 if your people count from 0')
@@ -56,19 +56,8 @@ def _check_people(train, people, per_id):
     need(count.min()>1, f'person {count.idxmin()} has one training picture, so nothing to be compared with; '
                         'drop such people')
 
-def check_table(
-    df:pd.DataFrame, # fn, pid, camid, role
-    bs:int,          # pictures in a batch
-    per_id:int,      # pictures of each person in it
-):
-    "Raise an `InputError` if `df` cannot give batches of `bs` pictures, `per_id` of each person, and a retrieval test"
-    need(bs>0 and per_id>0, f'bs={bs}, per_id={per_id}: a batch needs at least one picture of one person')
-    people = bs//per_id
-    need(people>1, f'bs={bs}, per_id={per_id}: a triplet needs two people in a batch; take bs={2*per_id} or more')
-    need(bs==people*per_id, f'bs={bs} is not a multiple of per_id={per_id}; take bs={people*per_id}')
-    _check_columns(df)
-    train, query, gallery = (df[df.role==o] for o in ('train','query','gallery'))
-    _check_people(train, people, per_id)
+def _check_test(train, query, gallery):
+    "Refuse people who are trained on and searched for, and queries that find nobody"
     both = np.intersect1d(train.pid, query.pid[query.pid>0])
     need(not len(both), lambda: f'person {both[0]} is trained on and searched for ({len(both)} people are), and such a '
          'test measures memory; leave out the column role, and readers.folders.from_df holds people out')
@@ -76,6 +65,23 @@ def check_table(
     need(((pairs.pid>0) & (pairs.camid_x!=pairs.camid_y)).any(),
          'no query has a picture of the same person from another camera in the gallery; '
          'check the columns pid, camid and role')
+
+def check_table(
+    df:pd.DataFrame, # fn, pid, camid, role
+    bs:int,          # pictures in a batch
+    per_id:int,      # pictures of each person in it
+):
+    "Raise an `InputError` if `df` cannot give batches of `bs` pictures, `per_id` of each person, and a retrieval test"
+    need(per_id>1, f'per_id={per_id}: a triplet needs two pictures of a person in a batch; take per_id=2 or more')
+    people = bs//per_id
+    need(people>1, f'bs={bs}, per_id={per_id}: a triplet needs two people in a batch; take bs={2*per_id} or more')
+    need(bs==people*per_id, f'bs={bs} is not a multiple of per_id={per_id}; take bs={people*per_id}')
+    _check_columns(df)
+    train, query, gallery = (df[df.role==o] for o in ('train','query','gallery'))
+    odd = set(df.role) - {'train','query','gallery'}
+    need(not odd, f'role {", ".join(map(str, odd))}: the roles are train, query and gallery; drop rows with another')
+    _check_people(train, people, per_id)
+    _check_test(train, query, gallery)
 
 # %% ../nbs/course/03_data.ipynb #cell0015
 def open_picture(
@@ -106,11 +112,8 @@ class ResizePerson(ItemTransform):
 def _stored_joints(path):
     "The array `joints` in the keypoint store `path`"
     need(Path(path).is_file(), f'{path}: no such file; give the keypoint store (.npz)')
-    try:
+    with refusing(f'{path}: cannot be read as an .npz with the array joints', 'write it with KeypointStore.save'):
         with np.load(path) as store: return store['joints']
-    except Exception as e:
-        raise InputError(f'{path}: cannot be read as an .npz with the array joints ({type(e).__name__}); '
-                         'write it with KeypointStore.save') from None
 
 def _places(df, n, stored):
     "Which of `n` poses each row of `df` has, negative: none"
@@ -139,13 +142,17 @@ def row_joints(
     at = _places(df, len(joints), stored)
     has = at>=0
     poses[has] = joints[at[has]]
+    poses[~np.isfinite(poses).all(-1)] = 0
+    sure = poses[...,2]
+    need(sure.max(initial=0)<=10, f'confidences run to {sure.max(initial=0):g}; divide them, 1 means certain')
+    sure.clip(0, 1, out=sure)
+    need(not sure.any() or poses[sure>0,:2].max()>1.5, 'joints run from 0 to 1; multiply them by width and height')
     return poses
 
 # %% ../nbs/course/03_data.ipynb #cell0025
 class _PidClass(DisplayedTransform):
     "A row's `pid` as (class, pid); the class is the place in `vocab`, or -1 for people who are not in it"
     def __init__(self, vocab):
-        self.vocab = vocab
         self.o2i = {pid: i for i,pid in enumerate(vocab)}
     def encodes(self, row:dict): return torch.tensor([self.o2i.get(row['pid'], -1), row['pid']])
 
@@ -271,6 +278,7 @@ def show_results(x:People, y, samples, outs, max_n=9, best=5, **kwargs):
     for i,(first,*row) in zip(queries, axs):
         show_image(images[i], ctx=first, title=f'person {pid[i]}')
         for ctx,k in zip(row, near[i]):
+            if cosine[i,k]==-1: continue                             # none is left that counts
             show_image(images[k], ctx=ctx, title=f'{cosine[i,k]:.2f}')
             ctx.title.set_color('green' if pid[k]==pid[i] else 'red')
     return axs.flatten()
@@ -321,18 +329,13 @@ def _rows(df, poses):
 
 def _sets(df, poses, targets):
     "The training and the test pictures of `df` as fastai's `Datasets`, and the training people"
-    train, test = df.role=='train', df.role.isin(['query','gallery'])
-    train_rows, test_rows = _rows(df[train], poses[train]), _rows(df[test], poses[test])
+    train = df.role=='train'
+    train_rows = _rows(df[train], poses[train])
+    test_rows = _rows(df[~train], poses[~train])
     vocab, n = L(sorted(set(o['pid'] for o in train_rows))), len(train_rows)
     opened = [open_picture, _open_pose, _PidClass(vocab), _open_camid, *L(targets)]
     splits = [range(n), range(n, n+len(test_rows))]
     return Datasets(L(train_rows+test_rows), opened, splits=splits, n_inp=2), vocab
-
-def _loaders(dsets, bs, per_id, valid_bs, seed, **kwargs):
-    "The loader of training batches of people, and the one of queries and gallery in table order"
-    train = PKDL(dsets.train, bs=bs, per_id=per_id, shuffle=True, drop_last=True, **kwargs)
-    train.rng = random.Random(seed)
-    return train, PKDL(dsets.valid, bs=valid_bs or bs, per_id=per_id, **kwargs)   # composed if shuffled, to be shown
 
 def _cells(size, stride):
     "Pixels a cell (None: 16 for a height of 256 and more, else 8), and the size (h,w) of the maps"
@@ -342,6 +345,12 @@ def _cells(size, stride):
     whole = h*stride, w*stride
     need(whole==tuple(size), f'size={size} is not made of cells of {stride} pixels; take size={whole}')
     return stride, (h, w)
+
+def _loaders(dsets, bs, valid_bs, seed, **kwargs):
+    "The loader of training batches of people, and the one of queries and gallery in table order"
+    train = PKDL(dsets.train, bs=bs, shuffle=True, drop_last=True, **kwargs)
+    train.rng = random.Random(seed)
+    return train, PKDL(dsets.valid, bs=valid_bs or bs, **kwargs)                  # composed if it is shuffled
 
 class ReIDDataLoaders(DataLoaders):
     "The loaders that `reid_dls` makes: `train` of people, `valid` of queries and gallery"
@@ -361,7 +370,7 @@ class ReIDDataLoaders(DataLoaders):
         "A loader of new pictures in the order of `test_items`; `with_labels=True` wants pid and camid in the table"
         table = test_items
         if not isinstance(table, pd.DataFrame):
-            table = pd.DataFrame([o if isinstance(o, dict) else dict(fn=o) for o in L(test_items)])
+            table = pd.DataFrame([o if isinstance(o, dict) else dict(fn=o) for o in L(table)])
         need('fn' in table, 'test_dl: give a list of paths, or a table with the column fn')
         filled = {name: value for name,value in dict(pid=-1, camid=0).items() if name not in table}
         table = table.assign(**filled)
@@ -371,7 +380,7 @@ class ReIDDataLoaders(DataLoaders):
         vars(self).update(facts, n_classes=len(facts['vocab']))
         train = df.role=='train'
         self.train_df = df[train].reset_index(drop=True)
-        self.test_df = df[df.role.isin(['query','gallery'])].reset_index(drop=True)
+        self.test_df = df[~train].reset_index(drop=True)
         self.posed = float((poses[train][...,2].max(1)>0).mean())
         return self
     def decode_batch(self, b, max_n=9, full=True):
@@ -411,9 +420,10 @@ def reid_dls(
     dsets, vocab = _sets(df, poses, targets)
     ours = [FlipPerson(flip, seed), ShiftPerson(shift, seed+1), ErasePerson(erase, seed+2)]
     batch = [ToFloat(), NormalizePerson(stats), *ours, DrawHint(map_size, size, sigma, scale, stats, offset)]
-    common = dict(num_workers=num_workers, after_item=[*_allowed(item_tfms, 'item_tfms', stats), ResizePerson(size)],
+    common = dict(per_id=per_id, num_workers=num_workers,
+                  after_item=[*_allowed(item_tfms, 'item_tfms', stats), ResizePerson(size)],
                   after_batch=[*batch, *_allowed(batch_tfms, 'batch_tfms', stats)])      # sorted by their `order`
-    loaders = _loaders(dsets, bs, per_id, valid_bs, seed, **common)
+    loaders = _loaders(dsets, bs, valid_bs, seed, **common)
     dls = ReIDDataLoaders(*loaders, path=path, device=default_device())
     return dls._with(df, poses, vocab=vocab, map_size=map_size, size=size, stats=stats)
 
@@ -435,6 +445,7 @@ class WatchRanking(Callback):
             if getattr(cb, 'monitor', '')=='valid_loss':
                 print(f'{name}: people in validation have no class and so no loss; it watches mAP')
                 cb.monitor, cb.comp, cb.min_delta = 'mAP', np.greater, abs(cb.min_delta)
+            if name=='TerminateOnNaNCallback': cb.run_valid = False      # validation has no loss, and that is nan
             if getattr(cb, 'trace_model', False):
                 print(f'{name}: a network that gives a dict cannot be traced; trace_model is off')
                 cb.trace_model = False

@@ -108,13 +108,15 @@ def _listed(home, part):
     need(fns, f'{home/part.folder}: holds no pictures (.jpg, .png, .tif); put them there')
     if not part.names: return [(fn, None) for fn in fns]
     there, rows = set(fns), []
-    for i,line in _lines(home/part.names):
-        name, _, pid = line.partition(' ')
-        like = 'it should be a path and a person, like 0000/0000_000_01_0303morning_0008_0.jpg 0'
-        need(pid.isdigit(), f'{home/part.names}: line {i} is {line!r}; {like}')
-        fn = str(home/part.folder/name)
-        need(fn in there, f'{fn}: no such picture, but line {i} of {part.names} names it; unpack the benchmark again')
-        rows.append((fn, int(pid)))
+    val = home/part.names.replace('_train', '_val')               # published numbers of MSMT17 train on both lists
+    for path in filter(Path.exists, {home/part.names, val}):
+        for i,line in _lines(path):
+            name, _, pid = line.partition(' ')
+            like = 'it should be a path and a person, like 0000/0000_000_01_0303morning_0008_0.jpg 0'
+            need(pid.isdigit(), f'{path}: line {i} is {line!r}; {like}')
+            fn = str(home/part.folder/name)
+            need(fn in there, f'{fn}: no such picture, but line {i} of {path.name} names it; unpack the set again')
+            rows.append((fn, int(pid)))
     return sorted(rows)
 
 def _part_rows(home, part, pattern):
@@ -172,7 +174,7 @@ def _missing(root, title, parts, folders):
     gone = [f for f in folders if not (root/f).is_dir()]
     gone = gone or [p.names for p in parts if p.names and not (root/p.names).is_file()]
     has = sorted(o.name for o in root.iterdir() if not o.name.startswith('.'))
-    some = ', '.join([*has[:3], *['...']*(len(has)>3)]) or 'nothing'
+    some = ', '.join(has[:3]) or 'nothing'
     return f'{root}: no folder {", ".join(gone)}; it holds {some}; {title} has {", ".join(folders)}'
 
 # %% ../nbs/engine/19_datasets.ipynb #cell0014
@@ -237,7 +239,8 @@ def read_occluded_duke(
 
 def _by_lists(listed, home):
     "The table of the names in `listed`: each picture in the folder of its role, else in the gallery"
-    own = {p.role: {os.path.basename(fn): fn for fn in list_pictures(home/p.folder)} for p in _FLAT.parts}
+    own = {}
+    for p in _FLAT.parts: own[p.role] = {os.path.basename(fn): fn for fn in list_pictures(home/p.folder)}
     fns = [own[role].get(name) or own['gallery'].get(name) for name,role in zip(listed.name, listed.role)]
     lost = [name for name,fn in zip(listed.name, fns) if not fn]
     need(not lost, f'{home}: has no {"".join(lost[:1])} ({len(lost)} of the {len(listed)} listed pictures are '

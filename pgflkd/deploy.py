@@ -131,7 +131,7 @@ class Embedder:
         import torch
         return torch.from_numpy(self.features(pictures, bs))
     def pixels(self,
-        picture,   # path, PIL picture, bytes (H,W,3), or floats (3,H,W) in [0,1] at the network's size
+        picture,   # path, PIL picture, RGB bytes (H,W,3), or floats (3,H,W) in [0,1] at the network's size
     )->np.ndarray: # (3,H,W) float32 in [0,1]
         "One picture as the network wants it; raises `InputError` for what is none"
         if isinstance(picture, (str, Path)): picture = open_picture(picture)
@@ -184,8 +184,10 @@ def _deployed(model):
     return plain.cpu().float()
 
 def _fed(card):
-    "Size and stats of the `card`, as JSON keeps them"
-    return dict(size=list(card['size']), stats=np.array(card['stats'], float).tolist())
+    "What beside its numbers decides which features a network with this `card` gives, as JSON keeps it"
+    known = dict(student='Baseline', pool='Average') | card
+    fed   = {name: known.get(name) for name in ('size', 'stats', 'stride', 'student', 'pool')}
+    return json.loads(json.dumps(fed, default=lambda o: np.asarray(o).tolist()))
 
 def _said(student, facts, plain):
     "Size, stats and `facts`, with what the card of `student` says as long as `plain` is the network it says it of"

@@ -11,9 +11,10 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from fastai.learner import Learner
 from fastai.vision.core import PILImage
+from .baseline import evaluating
 from .callbacks import query_sets, rank_sets
 from .foreground import foreground_attention, pool_parts
-from .interpret import evaluating, read_masks, response_share
+from .interpret import read_masks, response_share
 from .metrics import evaluate_ranking
 from .pose import TensorPose
 from .semantics import channel_groups
@@ -55,7 +56,8 @@ def _embed(model, x, hint):
     cells = model.maps(x)[1] if hasattr(model, 'maps') else fmap           # as the teachers see it
     f_g, f_parts = model.pool(fmap), pool_parts(cells, hint.parts)
     attention = foreground_attention(cells, f_parts.mean(1))
-    under, f_pose = pool_parts(cells, torch.stack([attention, hint.person], 1).to(cells.dtype)).unbind(1)
+    both = torch.stack([attention, hint.person], 1).to(cells.dtype)
+    under, f_pose = pool_parts(cells, both).unbind(1)
     spread = -attention*attention.clamp_min(1e-12).log()
     own = dict(attention=model.attend(fmap)) if hasattr(model, 'attend') else {}
     return _features(model, x, hint) | own | dict(
@@ -120,7 +122,8 @@ def term_pulls(
 # %% ../nbs/engine/13_diagnose.ipynb #cell0023
 def _named(model, x, pid):
     "(B,) is the person on picture `x` (B,3,H,W) the one, `pid` (B,), whom the classifier of f_G names?"
-    return model.neck_g(model.pool(model.body(x.as_subclass(torch.Tensor))))[1].argmax(1)==pid
+    f_g = model.pool(model.body(x.as_subclass(torch.Tensor)))
+    return model.neck_g(f_g)[1].argmax(1)==pid
 
 def diagnose(
     learn:Learner, # trained or not

@@ -37,23 +37,23 @@ def _batch(fns, estimator, bad):
                                         'an estimator returns (n,17,3)')
     return [KeypointStore(list(ims), joints, [im.size[::-1] for im in ims.values()], str(estimator))]
 
-def _joined(stores, source, names=None):
+def _joined(stores, source, names):
     "One store of all, in the order of `names`"
     n, joints, size = (np.concatenate([getattr(o, k) for o in stores]) for k in ('names','joints','size'))
     at = {name: i for i,name in enumerate(n.tolist())}
-    order = [at[name] for name in (names or at) if name in at]
+    order = [at[name] for name in names if name in at]
     return KeypointStore(n[order], joints[order], size[order], source)
 
 def _rest_of(fns, estimator, part, bs, every, progress):
     "(stores of all of `fns`, bad pictures), going on from the file `part`"
     done, bad = [KeypointStore.load(part)] if part.exists() else [], []
-    known = set(done[0].names.tolist()) if done else set()
-    todo = [name for name in fns if name not in known]
+    known, when = (set(done[0].names.tolist()), part.stat().st_mtime) if done else (set(), 0)
+    todo = [name for name,fn in fns.items() if name not in known or os.stat(fn).st_ctime>when]  # or replaced since
     starts = range(0, len(todo), bs)
     for k,i in enumerate(with_bar(starts, 1) if progress else starts, 1):
         done += _batch({name: fns[name] for name in todo[i:i+bs]}, estimator, bad)
         if k%every or not done: continue
-        done = [_joined(done, str(part))]
+        done = [_joined(done, str(part), fns)]
         done[0].save(part)
     return done, bad
 
@@ -67,15 +67,14 @@ def estimate_poses(
 )->tuple:               # (store, [(name, why)] of the pictures that could not be read)
     "Estimate the poses of all pictures under `root` into `out`; a run that was stopped goes on where it was"
     out = Path(out).expanduser()
-    need(out.suffix=='.npz' and not out.is_dir(), f'{out}: give the name of an .npz file to write')
-    need(not out.exists(), f'{out} exists; give another name, or remove it first')
+    need(out.suffix=='.npz' and not out.exists(), f'{out}: exists, or does not end in .npz; give another name')
     root = Path(root).expanduser().absolute()
     fns = _named(root)
     name = re.sub(r' at 0x\w+|[^\w.-]', '', str(estimator))                  # as any system can write it
     part = out.with_name(f'.{out.name}-{name}-{fingerprint(os.path.abspath(root))}.part.npz')     # of this folder
     done, bad = _rest_of(fns, estimator, part, bs, every, progress)
     need(done, lambda: f'{root}: none of {len(fns)} pictures can be read; {bad[0][1]}')
-    store = _joined(done, str(out), list(fns))           # in the order of the folder, whatever was done first
+    store = _joined(done, str(out), fns)                 # in the order of the folder, whatever was done first
     store.save(out)
     part.unlink(missing_ok=True)
     return store, bad
@@ -118,8 +117,7 @@ class KeypointRCNN:
         from torchvision.models import detection
         body = detection.backbone_utils.resnet_fpn_backbone(backbone_name=arch, weights=None)
         self.net = detection.KeypointRCNN(body, num_classes=2, min_size=min_size, max_size=3*min_size)
-        need(weights=='coco' or Path(weights).is_file(), f"{weights}: no such file; give a state dict, or 'coco'")
-        with refusing(f'{weights}: is no state dict of a Keypoint R-CNN with {arch}', 'give one, or its arch='):
+        with refusing(f'{weights}: is no state dict of a Keypoint R-CNN with {arch}', "give one, its arch=, or 'coco'"):
             coco = detection.KeypointRCNN_ResNet50_FPN_Weights.DEFAULT
             if weights=='coco': state = coco.get_state_dict(progress=False)
             else: state = torch.load(weights, map_location='cpu', weights_only=True)

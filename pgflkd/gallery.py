@@ -6,13 +6,13 @@
 __all__ = ['Qdrant', 'Gallery']
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0003
-import contextlib, io, json, os, re, uuid
+import contextlib, io, json, os, re, unicodedata, uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .deploy import Embedder, load_embedder
+from .deploy import Embedder, _fed, load_embedder
 from .errors import InputError, extra, need, refusing
 from .files import file_sum, locked, write_whole
 
@@ -21,19 +21,20 @@ def _tidy(table):
     "The columns fn, pid, camid, time, content in the form that is kept, '' or missing where nothing is known"
     tidy = pd.DataFrame(index=range(len(table)))
     for column in ('fn', 'pid', 'camid', 'content'):
-        given = table[column] if column in table else ['']*len(table)
+        given = table.get(column, ['']*len(table))
         named = column in ('pid', 'camid')
         texts = [_label(o) if named or not isinstance(o, str) else o for o in given]
         whole = named and all(re.fullmatch(r'(0|-?[1-9]\d{0,17})?', o) for o in texts)
         if whole: tidy[column] = pd.array([int(o) if o else None for o in texts], 'Int64')
         else: tidy[column] = pd.Series(texts, dtype=object)
-    times = table['time'] if 'time' in table else [np.nan]*len(table)
-    tidy.insert(3, 'time', np.array([_seconds(o) for o in times], float))
+    tidy.insert(3, 'time', np.array([_seconds(o) for o in table.get('time', ['']*len(table))], float))
     return tidy
 
 def _label(value):
     "A name as text, '' where there is none; a number that lost its whole form to a gap in a column gets it back"
-    if isinstance(value, str): return value.split('.')[0] if re.fullmatch(r'-?\d+\.0+', value) else value
+    if isinstance(value, str):
+        value = unicodedata.normalize('NFC', value)                      # one é, written in either way
+        return value.split('.')[0] if re.fullmatch(r'-?\d+\.0+', value) else value
     if pd.isna(value) is True: return ''
     if isinstance(value, (float, np.floating)):
         need(float(value).is_integer(), f'{value}: a person or a camera is a whole number or a name')
@@ -47,21 +48,21 @@ def _seconds(value, last=False):
     try: found = float(text)
     except ValueError:
         date = pd.to_datetime(text, utc=True, errors='coerce', format='ISO8601')
-        if last and pd.notna(date) and re.fullmatch(r'\d{4}-\d\d(-\d\d)?', text): date = pd.Period(text).end_time
+        if last and pd.notna(date) and re.fullmatch(r'\d{4}([-/]\d\d?){1,2}', text): date = pd.Period(text).end_time
         found = np.nan if pd.isna(date) else date.timestamp()
     need(np.isfinite(found), f'time {value!r}: give a number, or a date such as 2024-03-01 10:00:00')
     return found
 
 # %% ../nbs/engine/22_gallery.ipynb #cell0010
 _FACTS = dict(id=str, version=int, width=int, next_id=int, files=list, sums=list, weights=str|None, network=str|None,
-              flip=bool, fed=dict|None, threshold=dict|None)
+              flip=bool, fed=dict, threshold=dict|None)
 
 def _read_facts(folder):
     "What `gallery.json` says; raises `InputError` if there is none, or if something in it is of another kind"
     file = folder/'gallery.json'
     need(file.is_file(), f'{folder}: no gallery; make one with pgflkd_embed PICTURES --model FILE --out {folder}')
     with refusing(f'{file}: is damaged', 'restore it, or embed into a new folder'):
-        facts = dict(flip=False, fed=None) | json.loads(file.read_bytes())
+        facts = json.loads(file.read_bytes())
         wrong = [name for name, kind in _FACTS.items() if not isinstance(facts[name], kind)]
         features, table = facts['files']
         named = re.fullmatch(r'features-\d+\.npy', features) and re.fullmatch(r'table-\d+\.csv', table)
@@ -122,9 +123,9 @@ class _Moment:
             nobody = [o for o in names if o not in known]
             need(not nobody, f'{self.folder}: no picture is by camera {nobody}; the cameras here are {known[:20]}')
             fits &= cameras.isin(names)==wanted
-        bounds = time or (None, None)
-        need(len(bounds)==2, f'time {time}: give (from, to), None for open')
-        start, end = self._bound(bounds[0]), self._bound(bounds[1], last=True)
+        need(len(time)==2, f'time {time}: give (from, to), None for open')
+        start, end = self._bound(time[0]), self._bound(time[1], last=True)
+        need(not start>end, f'time {time}: ends before it begins; turn it round, or search twice for what lies outside')
         if pd.notna(start): fits &= self.table.time>=start                     # nan is neither before nor after
         if pd.notna(end): fits &= self.table.time<=end
         return fits.to_numpy()
@@ -132,7 +133,7 @@ class _Moment:
         "`value` as a number, nan for open; raises `InputError` if it is no date and the times are, or the reverse"
         found, latest = _seconds(value, last), self.table.time.max()
         if pd.isna(found) or pd.isna(latest): return found
-        dates, date = 1e8<latest<1e11, re.match(r'\d{4}-\d\d', str(value))           # 1973 to 5138
+        dates, date = 1e8<latest<1e11, re.match(r'\d{4}[-/]\d', str(value))           # 1973 to 5138
         need(date or not dates or 1e8<found<1e11, f'{self.folder}: time {value}: the times here are dates; write it '
              'as one, for example 2024-03-01')
         need(dates or not date, f'{self.folder}: time {value}: the times here are numbers, up to {latest:g}; give one')
@@ -250,7 +251,7 @@ class Gallery:
             if not (file.is_file() and find_spec('onnxruntime')): file = Path(facts['network'])
             need(file.is_file(), f'{self.folder}: its network {file} is gone; give the file as model= (--model)')
             self._model = load_embedder(file)
-        told = dict(network=facts['weights']) | (facts['fed'] or {})     # older galleries know the network alone
+        told = dict(network=facts['weights']) | facts['fed']
         own  = dict(network=self._model.card['weights']) | _fed(self._model.card)
         odd  = [name for name in told if own.get(name)!=told[name]]
         why  = ', '.join(f'{name} {told[name]}, not {own.get(name)}' for name in odd)
@@ -260,11 +261,6 @@ class Gallery:
     def __len__(self): return len(self.table)
     def __repr__(self):
         return f'Gallery of {len(self):,} pictures, width {self.facts["width"]}, version {self.facts["version"]}'
-
-def _fed(card):
-    "What beside its numbers decides which features a network with this `card` gives, as JSON keeps it"
-    known = dict(student='Baseline', pool='Average') | card
-    return json.loads(json.dumps({name: known.get(name) for name in ('size', 'stats', 'stride', 'student', 'pool')}))
 
 def _mirrored(embedder):
     "An `Embedder` whose features are made from a picture and its mirror image"
@@ -331,6 +327,7 @@ def fill(self:Gallery,
     bs:int=32,                    # pictures at a time
     progress:Callable=iter,       # goes through these parts, for example fastprogress's `progress_bar`
     prune:str|Path|None=None,     # folder: take out its pictures whose files are gone, in `table` or not
+    guessed:bool=False,           # are pid, camid, time guesses, which change nothing of a picture that is there?
 )->list:                          # one line for each picture that could not be read
     "Add the pictures of `table`, and replace what has changed; call it again after a kill. Raises `InputError`"
     lost = []
@@ -340,7 +337,7 @@ def fill(self:Gallery,
         rows  = _tidy(rows).drop_duplicates(ignore_index=True)
         twice = rows.fn[rows.fn.duplicated()].tolist()
         need(not twice, f'{twice[:1]}: stands there twice, with different facts; drop the wrong row')
-        todo  = _news(self.table.assign(fn=_paths(self.table)), rows)
+        todo  = _news(self._follow(rows), rows, guessed)
         _as_csv(self.folder, todo.assign(id=0))                # refused now, not when the work is done
         for i in progress(range(0, len(todo), every)): lost += self._replace(todo[i:i+every], bs)
         inside = os.path.join(os.path.abspath(prune), '') if prune else None
@@ -364,13 +361,25 @@ def _content(fn):
     try: return file_sum(fn)[:16]
     except OSError: return ''
 
-def _news(known, rows):
+@patch
+def _follow(self:Gallery, rows):
+    "The table with full names; a picture whose file is gone gets that of a new one in `rows` with its bytes, for good"
+    moment = self._now()
+    table  = moment.table.copy()
+    new    = rows[~rows.fn.isin(_paths(table)) & (rows.content!='')]
+    there  = dict(zip(new.content, new.fn))
+    for i in table.index[table.content.isin(new.content)]:
+        if table.content[i] in there and _gone(table.fn[i]): table.loc[i, 'fn'] = there.pop(table.content[i])
+    if not table.equals(moment.table): _commit(self.folder, moment.facts, moment.features, table)
+    return table.assign(fn=_paths(table))
+
+def _news(known, rows, guessed):
     "Those of `rows` that say something new; where they say nothing, they get what the table `known` says"
     both = _tidy(pd.concat([known, rows]))                     # names of one form
     new  = both[len(known):].reset_index(drop=True)
     old  = both[:len(known)].drop_duplicates('fn', keep='last').set_index('fn').reindex(new.fn).reset_index()
     for column in ('pid', 'camid', 'time'):
-        said = new[column].notna() & (new[column]!='')
+        said = new[column].notna() & (new[column]!='') & ~(guessed & new.fn.isin(known.fn))
         new[column] = new[column].where(said, old[column])
     same = (new==old).fillna(False) | (new.isna() & old.isna())
     return _tidy(new[~same.all(axis=1)])
@@ -395,7 +404,7 @@ def search(self:Gallery,
     top:int=10,                   # how many answers
     camera=None,                  # one or many: pictures of these only
     not_camera=None,              # one or many: no pictures of these
-    time:tuple=(None, None),      # from, to, both included, None for open; numbers or dates, a day is a whole day
+    time:tuple=(None, None),      # from, to, both included, None for open; numbers or dates (UTC), a day is a whole day
     threshold:float|None=None,    # cosine from which it is the same person; None: the calibrated one, if not together
     together:bool=False,          # are these pictures of one person? then one answer, by the mean of their features
     rerank:Callable|None=None,    # puts the nearest 200 in order, for example `k_reciprocal`
@@ -406,8 +415,7 @@ def search(self:Gallery,
     features, moment = self._features(query), self._now()
     if together: features = self._features(features.mean(0))
     elif threshold is None and moment.facts['threshold']: threshold = moment.facts['threshold']['threshold']
-    fits  = moment.fits(camera, not_camera, time)
-    found = self._by(moment, features, max(top, 200) if rerank else top, fits)
+    found = self._by(moment, features, max(top, 200) if rerank else top, moment.fits(camera, not_camera, time))
     if rerank: found = [_reordered(rerank, moment, q, *o) for q, o in zip(features, found)]
     answers = [_answer(moment.table, places[:top], scores[:top], threshold) for places, scores in found]
     many = isinstance(query, (list, tuple)) or getattr(query, 'ndim', 1) in (2, 4)
@@ -438,6 +446,7 @@ def check(self:Gallery)->int: # how many rows there are
 def _rivals(moment):
     "For a picture of each person, the cosines of the nearest other row and of the person by another camera (-2: none)"
     people, cameras = (np.array([_label(o) for o in moment.table[column]]) for column in ('pid', 'camid'))
+    content = moment.table.content.to_numpy()
     need((people!='').all(), f'{moment.folder}: some pictures have no pid; tell it with --table or --pattern')
     nobody = np.array([bool(re.fullmatch('-1|0+', o)) for o in people], bool)
     places = np.unique(people, return_index=True)[1]
@@ -445,6 +454,7 @@ def _rivals(moment):
     for place, scores in zip(places, moment.cosines(moment.features[places])):
         same = people==people[place]
         seen = same & ((cameras!=cameras[place]) | (cameras==''))
+        seen &= (content!=content[place]) | (content=='')                # a copy of the picture
         seen[place] = False                                              # the picture itself
         stranger.append(scores[~same].max(initial=-1))
         own.append(scores[seen].max(initial=-2))

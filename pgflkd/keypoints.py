@@ -9,6 +9,7 @@ __all__ = ['KeypointStore', 'find_names', 'crop_weights']
 import os, zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .errors import InputError, need, refusing
@@ -34,6 +35,7 @@ class KeypointStore:
         sure = self.joints[...,2]
         top = sure.max(initial=0)
         self._need(top<=10, f'confidences run to {top:g}; divide them, 1 means certain')
+        if top==2 and not (sure%1).any(): sure /= 2                  # no confidences: COCO's 1 is covered, 2 seen
         sure.clip(0, 1, out=sure)
         self._check_places()
     def __len__(self): return len(self.names)
@@ -49,8 +51,7 @@ class KeypointStore:
         self._need(self.joints.shape==(n,17,3), f'{n} names and joints of shape {self.joints.shape}; '
                    f'joints must be ({n},17,3): x, y, confidence in the order of COCO')
         twice = self.names[pd.Index(self.names).duplicated()]
-        again = f'the name {"".join(twice[:1])} occurs twice; put the folder before the name, or drop one'
-        self._need(not len(twice), again)
+        self._need(not len(twice), f'the name {"".join(twice[:1])} occurs twice; put folders before names, or drop one')
         with refusing(f'{self.source}: cannot be used', f'size must be (H,W) for all or ({n},2), one for each name'):
             self.size = np.broadcast_to(np.asarray(self.size, int), (n,2))
     def _check_places(self):
@@ -81,7 +82,6 @@ def save(self:KeypointStore,
 
 _LARGEST = 3*2**30   # bytes that a store may unpack to
 
-
 @patch(cls_method=True)
 def load(cls:KeypointStore,
     path:str|Path,       # an .npz with `names` and `joints` (or `coco17`), and maybe `size`
@@ -107,9 +107,9 @@ def find_names(
     paths:list,  # of pictures, for example the column `fn` of a table
 )->np.ndarray:   # place in `names` of each of `paths`, -1 if it is not there
     "Find `paths` among `names` by as many last parts as names have, else fewer; with or without the ending"
-    at = {str(name): i for i,name in enumerate(names)}
+    at = {normalize('NFC', str(name)): i for i,name in enumerate(names)}          # one é, written in either way
     depth = max((name.count('/') for name in at), default=0) + 1
-    return np.array([_find(at, Path(path), depth) for path in paths], int)
+    return np.array([_find(at, Path(normalize('NFC', str(path))), depth) for path in paths], int)
 
 def _find(at, path, depth):
     "The place of `path` in the dictionary `at`, -1 if it is not there"
@@ -200,12 +200,12 @@ def crop_weights(
 @patch(cls_method=True)
 def from_people(cls:KeypointStore,
     people:dict,             # name -> list of (joints (17,3), score) of everybody found in that picture
-    sizes:dict|None=None,    # name -> (H,W); None: all are 128 x 64
+    sizes:dict,              # name -> (H,W)
     source:str='keypoints',  # what error messages call it
     format:str='store',      # what it was read from
 )->KeypointStore:
     "One person a picture: the one that `crop_weights` prefers, else the highest score; nobody found is no pose"
-    sizes = np.array([(128,64) if sizes is None else sizes[o] for o in people]).reshape(-1,2)
+    sizes = np.array([sizes[name] for name in people]).reshape(-1,2)
     joints = [_chosen(found, size) for found,size in zip(people.values(), sizes)]
     return cls(list(people), np.array(joints).reshape(-1,17,3), sizes, source, format)
 

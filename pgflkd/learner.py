@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from .errors import need
-from .baseline import Baseline, reid_body, reid_splitter
+from .baseline import Baseline, evaluating, reid_body, reid_splitter
 from .foreground import Foreground
 from .semantics import Semantics
 from .network import PGFLKD
@@ -34,15 +34,13 @@ from .where import OnPerson, Where
 class ReIDAdam(OptimWrapper):
     "torch's Adam in one fused call; weight decay as L2, none of it on BatchNorms and biases, which fastai marks"
     def __init__(self,
-        params,                # lists of parameters, one a group
-        lr:float=3.5e-4,       # learning rate
-        wd:float=5e-4,         # weight decay
-        betas:tuple=(.9,.999), # of the two averages
-        eps:float=1e-8,        # Kingma and Ba's
+        params,          # lists of parameters, one a group
+        lr:float=3.5e-4, # learning rate
+        wd:float=5e-4,   # weight decay
     ):
         groups = [dict(params=list(group), wd=wd) for group in params]
         fused = groups[0]['params'][0].device.type in ('cpu','cuda')
-        adam = partial(torch.optim.Adam, lr=lr, betas=betas, eps=eps, fused=fused)
+        adam = partial(torch.optim.Adam, lr=lr, fused=fused)
         names = {'betas__0': 'mom', 'betas__1': 'sqr_mom'}
         super().__init__(groups, adam, names, convert_groups=False)
     @torch.no_grad()
@@ -70,6 +68,8 @@ class Recipe:
     wd:float=5e-4            # weight decay, coupled
     lambda_cl:float=.25      # weight of Eq. 4
     lambda_mcl:float=.25     # weight of Eq. 5
+    def __post_init__(self):
+        need(self.schedule in ('paper','cycle'), f"schedule={self.schedule!r}: take 'paper' or 'cycle'")
     @property
     def data(self):
         "What `reid_dls` wants to know of it"
@@ -89,7 +89,6 @@ def paper_lr(
     climb = min(1., 0.01 + 0.99*pct/warmup) if warmup else 1.
     return lr * climb * 0.1**sum(pct>=step for step in steps)
 
-# %% ../nbs/course/11_learner.ipynb #cell0021
 @patch
 def fit_recipe(
     self:Learner,
@@ -107,38 +106,39 @@ def fit_recipe(
     schedule = ParamScheduler({'lr': partial(paper_lr, lr=lr)})
     self.fit(epochs, lr, cbs=[schedule, *L(cbs)], start_epoch=start_epoch)
 
-# %% ../nbs/course/11_learner.ipynb #cell0023
-def _body(dls, arch, weights, recipe):
-    "The backbone whose map has the size of the part maps in `dls`"
-    if weights=='recipe': weights = None if isinstance(arch, nn.Module) else recipe.weights
-    body = reid_body(arch or recipe.arch, weights, dls.size[0]//dls.map_size[0])
-    if isinstance(arch, nn.Module): _fits(body, dls)
-    return body
+# %% ../nbs/course/11_learner.ipynb #cell0022
+def _said(value, other): # what was said, or where nothing was (None) the `other`
+    return other if value is None else value
 
-@torch.no_grad()
-def _fits(body, dls):
-    "Raises `InputError` if the map of `body`, a module of your own, has not the size of the part maps in `dls`"
-    weight, training = next(body.parameters(), torch.zeros(1)), body.training
-    fmap = body.eval()(torch.zeros(1, 3, *dls.size, dtype=weight.dtype, device=weight.device))
-    body.train(training)
+def _body(dls, arch, weights, recipe):
+    "The backbone whose map has the size of the part maps in `dls`; raises `InputError` where a module of yours has not"
+    own = isinstance(arch, nn.Module)
+    if weights=='recipe': weights = None if own else recipe.weights
+    body = reid_body(arch or recipe.arch, weights, dls.size[0]//dls.map_size[0])
+    if not own: return body
+    weight = next(body.parameters(), torch.zeros(1))
+    with evaluating(body): fmap = body(torch.zeros(1, 3, *dls.size, dtype=weight.dtype, device=weight.device))
     have, want = tuple(fmap.shape[2:]), tuple(dls.map_size)
     need(have==want, f'the map of this body is {have}, the part maps of dls are {want}; give reid_dls its stride=')
+    return body
 
 def _filled(term, like):
-    "`term`, or a copy (it may serve two learners) that takes of its `like` what it leaves open"
-    name = getattr(getattr(term, 'of', term), 'open', '')               # `of`: in a `Views`
-    if not (like and name): return term
+    "`term`; of our own ones a copy (it may serve two learners) that takes of its `like` what it leaves open"
+    if not hasattr(getattr(term, 'of', term), 'open'): return term
     term = deepcopy(term)
-    setattr(getattr(term, 'of', term), name, getattr(like, name))
+    of = getattr(term, 'of', term)                                      # in a `Views`
+    of.must = True                                                      # you asked for it: it has to act
+    if like and of.open: setattr(of, of.open, getattr(like, of.open))
     return term
 
 def _joined(built, terms, off=()):
-    "`built` without what is `off`; each of `terms` takes the place of its like, or is added"
-    likes, given = {term.name: term for term in built if term.weight}, {}
+    "`built` without what is `off`, its weight neither; each of `terms` takes the place of its like, or is added"
+    likes, given = {term.name: term for term in built}, {}
     for term in terms:
         need(term.name not in given, f'terms: two are called {term.name}; give one another name: term.name=')
         given[term.name] = _filled(term, likes.get(term.name))
-    kept = {name: like for name, like in likes.items() if name not in off}
+    for name in off: need(name in given or likes[name].open, f'lambda_{name}: {name} is off; leave it out')
+    kept = {name: like for name, like in likes.items() if like.weight and name not in off}
     return list((kept | given).values())
 
 @delegates(Learner.__init__, but=['loss_func','splitter','model'])
@@ -151,12 +151,12 @@ def _learner(dls, model, terms, recipe, opt_func=ReIDAdam, lr=None, wd=None, met
     need(not guided or getattr(dls, 'posed', 1), 'no training picture has a pose: give reid_dls the joints, '
          'or train the baseline alone with baseline_learner')
     model = model.to(dls.device, memory_format=torch.channels_last)
-    if lr is None: lr = recipe.lr
-    if wd is None: wd = recipe.wd
-    if metrics is None: metrics = reid_metrics()
+    said = getattr(opt_func, 'keywords', {})                 # of a `partial`
+    lr = _said(lr, said.get('lr', recipe.lr))
+    wd = _said(wd, said.get('wd', recipe.wd))
     cbs = [RankGallery(), WatchRanking(), LogTerms(), *L(cbs)]
     learn = Learner(dls, model, Terms(*terms), opt_func=opt_func, lr=lr, wd=wd, splitter=reid_splitter,
-                    metrics=metrics, cbs=cbs, **kwargs)
+                    metrics=_said(metrics, reid_metrics()), cbs=cbs, **kwargs)
     learn.recipe = recipe
     return learn
 
@@ -169,14 +169,15 @@ def baseline_learner(
     pool:nn.Module|None=None,     # see `Baseline`
     unit_triplet:bool|None=None,  # triplets between unit vectors (not in the paper)? None: as the recipe
     terms:tuple=(),               # of the loss, e.g. `Focus()`; `ReID(margin=None)` takes the place of its like
+    student=Baseline,             # what makes the network of body, N and pool
     **kwargs
 ) -> Learner:
     "The student alone: identity and triplet loss on f_G, nothing of pose (Table 6, row 1)"
-    model = Baseline(_body(dls, arch, weights, recipe), dls.n_classes, pool)
-    unit = recipe.unit_triplet if unit_triplet is None else unit_triplet
-    return _learner(dls, model, _joined([ReID(unit=unit)], terms), recipe, **kwargs)
+    model = student(_body(dls, arch, weights, recipe), dls.n_classes, pool)
+    built = [ReID(unit=_said(unit_triplet, recipe.unit_triplet))]
+    return _learner(dls, model, _joined(built, terms), recipe, **kwargs)
 
-# %% ../nbs/course/11_learner.ipynb #cell0025
+# %% ../nbs/course/11_learner.ipynb #cell0024
 @delegates(_learner, but=['model'])
 def pgflkd_learner(
     dls:DataLoaders,              # from `reid_dls`, with joints
@@ -198,6 +199,8 @@ def pgflkd_learner(
     **kwargs
 ) -> Learner:
     "PGFL-KD; the switches `sab`, `interact`, `mcl`, `feb`, `cl` are the columns of Table 6"
+    need(teachers is None or (sab and interact and feb), 'teachers= stands in the place of sab, interact and feb; '
+         'give those or these')
     body = _body(dls, arch, weights, recipe)
     if taught and not isinstance(taught, nn.Module): taught = taught(body, dls.map_size)
     if teachers is None: teachers = [Foreground]*feb + [partial(Semantics, interact=interact)]*sab
@@ -205,13 +208,13 @@ def pgflkd_learner(
     for teacher in teachers:   # made after the student, which thus starts as it does without them
         ready = isinstance(teacher, nn.Module)
         model.teachers.append(teacher if ready else teacher(body.n_features, dls.n_classes))
-    built = [ReID(unit=recipe.unit_triplet if unit_triplet is None else unit_triplet),
-             Consistent(recipe.lambda_cl if lambda_cl is None else lambda_cl),
-             MultiPart(recipe.lambda_mcl if lambda_mcl is None else lambda_mcl)]
+    built = [ReID(unit=unit_triplet), Consistent(lambda_cl), MultiPart(lambda_mcl)]
+    for term,value in zip(built, (recipe.unit_triplet, recipe.lambda_cl, recipe.lambda_mcl)):
+        if term.open: setattr(term, term.open, value)
     off = ['cl']*(not (feb and cl)) + ['mcl']*(not (sab and mcl))
     return _learner(dls, model, _joined(built, terms, off), recipe, **kwargs)
 
-# %% ../nbs/course/11_learner.ipynb #cell0030
+# %% ../nbs/course/11_learner.ipynb #cell0029
 _SWITCHES = ('sab', 'interact', 'mcl', 'feb', 'cl')
 _ROWS = [(0,0,0,0,0),    # 1 Baseline
          (1,0,0,0,0),    # 2 MB+SAB
@@ -221,11 +224,9 @@ _ROWS = [(0,0,0,0,0),    # 1 Baseline
          (1,1,1,1,1)]    # 6 PGFL-KD
 ABLATION = {i: dict(zip(_SWITCHES, map(bool, row))) for i,row in enumerate(_ROWS, 1)}  # row of Table 6 -> switches
 
-# %% ../nbs/course/11_learner.ipynb #cell0040
+# %% ../nbs/course/11_learner.ipynb #cell0039
 @patch
-def evaluate(
-    self:Learner,
-) -> pd.DataFrame: # one row per query set: mAP in both AP forms, mINP, CMC, number of valid queries
+def evaluate(self:Learner) -> pd.DataFrame: # a row a query set: mAP in both AP forms, mINP, CMC, number of queries
     "Rank the gallery for every query set of the table, with f_G after its BNNeck, cosine distance, nothing of pose"
     with self.no_bar(): self.validate()
     return pd.DataFrame([dict(query_set=name, **r.row()) for name,r in self.rank_gallery.results.items()])
@@ -239,7 +240,7 @@ def save_student(
     "Write the pose-free student to `path`, see `export`"
     return export(self, path, **kwargs)
 
-# %% ../nbs/course/11_learner.ipynb #cell0050
+# %% ../nbs/course/11_learner.ipynb #cell0049
 @delegates(pgflkd_learner, but=['sab','interact','mcl','feb','cl','teachers'])
 def san_learner(
     dls:DataLoaders,              # from `reid_dls(..., targets=[OpenTexture(size)])`
@@ -263,22 +264,16 @@ def san_learner(
     if not reid: learn.loss_func.list.pop(0)
     return learn
 
-# %% ../nbs/course/11_learner.ipynb #cell0052
-@delegates(_learner, but=['model'])
+# %% ../nbs/course/11_learner.ipynb #cell0051
+@delegates(baseline_learner, but=['student'])
 def where_learner(
     dls:DataLoaders,              # from `reid_dls`, with joints
     arch=None,                    # see `reid_body`; None: the recipe's
-    weights:str|None='recipe',    # see `reid_body`; 'recipe': the recipe's, or those that a module of your own has
-    recipe:Recipe=PAPER,          # what is not said otherwise
-    pool:nn.Module|None=None,     # see `Baseline`
     attend:nn.Module|None=None,   # such as `Prior`, which learns nothing of poses; None: an `AttentionPool` that does
     weight:float=1.,              # of `OnPerson`
-    unit_triplet:bool|None=None,  # triplets between unit vectors (not in the paper)? None: as the recipe
     terms:tuple=(),               # of the loss; each takes the place of the one with its name, or is added
     **kwargs
 ) -> Learner:
     "A student that pools where it expects the person, ReID losses on f_G and on f_A; no pose at test time"
-    model = Where(_body(dls, arch, weights, recipe), dls.n_classes, pool, attend)
-    built = [ReID(unit=recipe.unit_triplet if unit_triplet is None else unit_triplet)]
-    if attend is None: built.append(OnPerson(weight))
-    return _learner(dls, model, _joined(built, terms), recipe, **kwargs)
+    built = [] if attend else [OnPerson(weight)]
+    return baseline_learner(dls, arch, terms=_joined(built, terms), student=partial(Where, attend=attend), **kwargs)

@@ -59,7 +59,10 @@ class Terms(nn.Module):
         found = {}
         for term in self.list:
             values = term.term(out, yb)
-            if values is None: continue
+            if values is None:
+                need(not getattr(term, 'must', False), f'{term.name} finds nothing to look at in {", ".join(out)}; '
+                     'give the network a teacher that makes it, or leave the term out')
+                continue
             if not isinstance(values, dict): values = {term.name: values}
             twice = ', '.join(found.keys() & values.keys())
             need(not twice, f'two terms give {twice}; give one another name: term.name=')

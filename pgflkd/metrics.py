@@ -69,11 +69,10 @@ def _read(text):
     "Names as numbers: whole numbers are read, other names numbered from 1, and -1 and 0 stay what they are"
     plain = [re.sub(r'^(-?[0-9]+)\.0+$', r'\1', o) for o in text.tolist()]
     whole = [re.fullmatch('-?[0-9]{1,15}', o) for o in plain]
-    text = np.array(plain)
-    if all(whole): return text.astype(float)                        # Python would also read 3_12, 1e3 and long numbers
-    number = np.unique(text, return_inverse=True)[1] + 1
-    number[text=='-1'] = -1
-    number[text=='0'] = 0
+    if all(whole): return np.array(plain, float)                    # Python would also read 3_12, 1e3 and long numbers
+    number = np.unique(plain, return_inverse=True)[1] + 1
+    number[[o=='-1' for o in plain]] = -1
+    number[[not o.strip('0') for o in plain]] = 0                   # '0000' is a distractor, too
     return number
 
 def _numbers(name, q, g, shape):

@@ -11,7 +11,7 @@ from copy import deepcopy
 import torch
 from torch import nn
 from .errors import need
-from .baseline import Baseline
+from .baseline import Baseline, evaluating
 
 # %% ../nbs/course/10_network.ipynb #cell0009
 class PGFLKD(Baseline):
@@ -46,24 +46,20 @@ class PGFLKD(Baseline):
         if hasattr(self.taught, 'alone'): f_g = f_g.detach()
         for teacher in self.teachers: out |= teacher(taught, hint, f_g)
         return out
-    @torch.no_grad()
     def all_features(self,
         x:torch.Tensor, # pictures (B,3,H,W)
         hint,           # `Hint` of the pictures
     ) -> dict:          # f_g and what the teachers make, such as f_f, f_e, f_p, f_v: (B,C)
         "Every feature for Table 8, in evaluation mode: after its neck where it has one, raw where it has none"
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             fmap, taught = self.maps(x)
             f_g = self.pool(fmap)
             out = dict(f_g=self.neck_g.bn(f_g))
             for teacher in self.teachers:
                 made = teacher(taught, hint, f_g)
                 out |= {k: v for k,v in made.items() if k.startswith('f_')}
-                out |= {f'f_{k}': neck.bn(made[f'f_{k}']) for k,neck in teacher.necks().items()}
+                for k,neck in teacher.necks().items(): out[f'f_{k}'] = neck.bn(made[f'f_{k}'])
             return out
-        finally: self.train(training)
 
 # %% ../nbs/course/10_network.ipynb #cell0023
 class OwnStage(nn.Module):
@@ -95,10 +91,12 @@ class CellCentre(nn.Module):
 
 # %% ../nbs/course/10_network.ipynb #cell0030
 def to_baseline(
-    model:Baseline, # a network, trained or not
-) -> Baseline:      # its body, pool and neck, copied, in evaluation mode
+    model:Baseline,   # a network, trained or not
+    alone:bool=False, # a `Where`: its plain average alone, which ranks otherwise than its sum
+) -> Baseline:        # its body, pool and neck, copied, in evaluation mode
     "The student of `model` as a plain `Baseline`: the same feature, no teacher, no weight shared with `model`"
-    need(not hasattr(model, 'attend'), 'to_baseline: a Where has no teacher to take off; use it as it is, or export it')
+    why = 'to_baseline: a Where deploys two averages; export it as it is, or take the plain one alone with alone=True'
+    need(alone or not hasattr(model, 'attend'), why)
     student = Baseline(deepcopy(model.body), model.neck_g.fc.out_features, deepcopy(model.pool))
     student.neck_g = deepcopy(model.neck_g)
     return student.eval()

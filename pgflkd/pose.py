@@ -66,7 +66,8 @@ def draw_heatmaps(
     sigma:float=0.75,    # width of each bump, in cells
 )->torch.Tensor:         # (B,17,h,w), the height of each bump is the confidence
     "One Gaussian of width `sigma` for each of the `joints`, sampled at the cell centres of a map of `size`"
-    x, y, conf = joints.as_subclass(torch.Tensor).float().nan_to_num().unbind(-1)
+    joints = joints.as_subclass(torch.Tensor).float()
+    x, y, conf = joints.where(joints.isfinite().all(-1, keepdim=True), 0).unbind(-1)   # nowhere: not seen
     (h,w), (H,W) = size, image_size
     along_y = _bumps(y*(h/H), h, sigma)
     along_x = _bumps(x*(w/W), w, sigma)

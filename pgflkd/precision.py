@@ -7,7 +7,8 @@ __all__ = ['fast_bf16', 'BF16', 'precision_of']
 
 # %% ../nbs/engine/11_precision.ipynb #cell0003
 import torch
-from fastai.basics import Callback, Learner, patch, to_float
+from fastai.basics import Learner, noop, patch
+from fastai.callback.fp16 import MixedPrecision
 from torch import nn
 from torch.nn.functional import relu6
 
@@ -22,10 +23,11 @@ def fast_bf16(
     return bool(able.get('avx512_bf16') or able.get('amx_bf16'))
 
 # %% ../nbs/engine/11_precision.ipynb #cell0010
-class BF16(Callback):
+class BF16(MixedPrecision):
     "Compute the model in bfloat16 on whatever device there is, and the loss in float32"
-    order = 10       # before all that look at `pred`
+    before_fit = after_loss = before_backward = before_step = after_step = after_fit = noop     # no scale, no CUDA
     _hooks = ()
+    def __init__(self): super().__init__('bf16')
     def before_batch(self):
         self._unhook()                              # a batch that was cancelled before its forward pass
         cast = torch.autocast(self.dls.device.type, dtype=torch.bfloat16)
@@ -38,15 +40,13 @@ class BF16(Callback):
     def _unhook(self):
         for hook in self._hooks: hook.remove()
         self._hooks = ()
-    def after_pred(self): self.learn.pred = to_float(self.pred)
 
 def precision_of(
     learn:Learner, # trained, or ready to be
 )->str:            # 'bf16', 'fp16' or 'fp32'
     "How the numbers of `learn` are computed, to be written beside them"
-    if any(isinstance(cb, BF16) for cb in learn.cbs): return 'bf16'
-    modes = [cb.amp_mode.value for cb in learn.cbs if hasattr(cb, 'amp_mode')]   # fastai's MixedPrecision
-    return modes[0] if modes else 'fp32'
+    modes = [cb.amp_mode.value for cb in learn.cbs if isinstance(cb, MixedPrecision)]
+    return 'bf16' if 'bf16' in modes else (modes or ['fp32'])[0]                 # `BF16` is the inner one
 
 # %% ../nbs/engine/11_precision.ipynb #cell0019
 class _FromResult(torch.autograd.Function):
@@ -65,13 +65,14 @@ class _LeanReLU6(nn.ReLU6):
 
 @patch
 def to_fast(self:Learner,
-    bf16:bool|None=None, # bfloat16; None: where the hardware multiplies it, see `fast_bf16`
+    bf16:bool|None=None, # bfloat16; None: where `fast_bf16` says so and nothing else was chosen
     compile:bool=False,  # compile the body? For GPUs
 )->Learner:              # `self`
     "Turn on what this machine is faster with: the memory order channels last, bfloat16, perhaps a compiled body"
     device = self.dls.device
     self.model.to(device=device, memory_format=torch.channels_last)
     if bf16 is None: bf16 = fast_bf16(device)
+    else: self.remove_cb(MixedPrecision if bf16 else BF16)
     if bf16 and precision_of(self)=='fp32': self.add_cb(BF16())
     if compile: self.model.body.compile()
     for m in self.model.modules():

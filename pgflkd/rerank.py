@@ -15,7 +15,6 @@ from .metrics import _blocks, _features, _rows
 # %% ../nbs/engine/05_rerank.ipynb #cell0010
 def _nearest(q, g, k, memory=32*2**20):
     "The `k` of `g` nearest each of `q`: places and cosines (q,k), and the largest 1-cos of each row; `memory` in bytes"
-    need(0<k<=len(g), f'k={k}: there are {len(g)} pictures to choose from; take 1 to {len(g)}')
     best = [(*block.topk(k, largest=False), block.amax(1)) for block in _blocks(q, g, 'cosine', memory)]
     d, i, far = (torch.cat(o).cpu() for o in zip(*best))
     return i, -d, 1+far

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np, pandas as pd, torch
 from .errors import need
 from .files import open_picture
-from .interpret import read_masks
+from .interpret import read_masks, response_share
 from .metrics import evaluate_features
 from .world.camera import hide_joints, obstacle_layer
 from .world.scenery import OBSTACLES
@@ -20,7 +20,8 @@ def _obstruct(x, kind, cover, seeds):
     "The pictures `x` (n,3,H,W) uint8, each with an obstacle of `kind` that hides about `cover` of the body, and where"
     need(kind in OBSTACLES, f'no obstacle {kind!r}, take one of {", ".join(OBSTACLES)}')
     need(0<cover<1, f'a share of {cover} cannot be hidden, take more than 0 and less than 1')
-    rgb, alpha = _layers(kind, cover, tuple(x.shape[-2:]), seeds).split((3,1), 1)
+    layers = _layers(kind, cover, tuple(x.shape[-2:]), seeds)
+    rgb, alpha = layers.split((3,1), 1)
     mixed = x*(1-alpha) + 255*rgb*alpha
     return mixed.round().clamp(0,255).to(torch.uint8), alpha[:,0]>.5
 
@@ -31,12 +32,7 @@ def _layers(kind, cover, size, seeds):
     m = size[0]//16              # the camera's margin
     return layers[at][:,:,m:-m,m:-m]
 
-# %% ../nbs/engine/08_robustness.ipynb #cell0011
-def _hidden_part(where, body):
-    "Share of each `body` (n,H,W) that lies under `where` (n,H,W) -> (n,), nan without a body"
-    return (where&body).sum((1,2))/body.sum((1,2))
-
-# %% ../nbs/engine/08_robustness.ipynb #cell0014
+# %% ../nbs/engine/08_robustness.ipynb #cell0013
 _STRESS_PARTS = {'head': range(5), 'torso': (5,6,11,12), 'legs': range(13,17)}      # COCO joints
 
 def _part_region(joints, part, size):
@@ -71,7 +67,7 @@ def _hide_part(x, joints, part, seeds):
     wall = torch.where(wall.sum(1, keepdim=True)>0, wall, brightest)               # the wall may have a gap
     return torch.where(where[:,None], (255*wall).round().to(torch.uint8), x), where
 
-# %% ../nbs/engine/08_robustness.ipynb #cell0018
+# %% ../nbs/engine/08_robustness.ipynb #cell0017
 def stress_curve(
     embed,               # function: pictures (n,3,H,W) uint8, joints (n,17,3) -> features (n,C), or a dict of them
     df:pd.DataFrame,     # table of a rendered world: its gallery, and its holistic queries
@@ -84,11 +80,11 @@ def stress_curve(
     need('mask' in df, 'the table has no column mask: only a rendered world knows what is hidden')
     queries, x, joints_q = _shown(df, joints, df.query_set=='holistic', 'no holistic queries')
     gallery, *shown = _shown(df, joints, df.role=='gallery', 'no gallery')
-    known, body = _by_name(embed(*shown)), read_masks(queries, 'body')
+    known, body = _by_name(embed(*shown)), read_masks(queries, 'body').float()
     seeds = np.resize(np.random.default_rng(0).integers(2**31, size=12), len(x))      # queries share twelve looks
     rows = []
     for asked, pictures, where in _covered(x, joints_q, seeds, kinds, covers, parts):
-        asked['hidden'] = float(_hidden_part(where, body).nanmean())
+        asked['hidden'] = float(response_share(body, where).nanmean())
         found = _by_name(embed(pictures, hide_joints(joints_q, where)))
         rows += [asked | _ranked(name, f, known[name], queries, gallery) for name,f in found.items()]
     return pd.DataFrame(rows)
@@ -100,7 +96,8 @@ def _ranked(feature, q, g, queries, gallery):
 
 def _covered(x, joints, seeds, kinds, covers, parts):
     "What `x` is covered with, the pictures so covered, and where: nothing, obstacles, parts"
-    yield dict(what='none', kind='none', cover=0.), x, torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool)
+    nowhere = torch.zeros(len(x), *x.shape[-2:], dtype=torch.bool)
+    yield dict(what='none', kind='none', cover=0.), x, nowhere
     for kind, cover in product(kinds, covers):
         yield dict(what='obstacle', kind=kind, cover=cover), *_obstruct(x, kind, cover, seeds)
     for part in parts: yield dict(what='part', kind=part, cover=1.), *_hide_part(x, joints, part, seeds)
@@ -108,14 +105,15 @@ def _covered(x, joints, seeds, kinds, covers, parts):
 def _shown(df, joints, rows, none):
     "The `rows` of `df`, their pictures (n,3,H,W) uint8 and joints (n,17,3)"
     need(rows.any(), f'the table has {none}')
-    pictures = [torch.from_numpy(np.array(open_picture(fn))).permute(2,0,1) for fn in df.fn[rows]]
+    arrays = [np.array(open_picture(fn)) for fn in df.fn[rows]]
+    pictures = [torch.from_numpy(o).permute(2,0,1) for o in arrays]
     return df[rows], torch.stack(pictures), torch.as_tensor(joints).float()[np.flatnonzero(rows)]
 
 def _by_name(f):
     "Features by name"
     return f if isinstance(f, dict) else dict(f_g=f)
 
-# %% ../nbs/engine/08_robustness.ipynb #cell0024
+# %% ../nbs/engine/08_robustness.ipynb #cell0023
 def robustness(
     curve:pd.DataFrame, # from `stress_curve`
     upto:float=.5,      # share of the body hidden at the right end

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .errors import need
-from .baseline import Average
+from .baseline import Average, evaluating
 
 # %% ../nbs/course/12_san.ipynb #cell0012
 def stages(
@@ -53,10 +53,6 @@ class _PaintStep(nn.Module):
     def forward(self, x, size): # (B,n_in,h,w), (h',w') -> (B,n_out,h',w')
         return self.conv(_resize(F.relu(x+self.block(x)), size))
 
-def _paint_sizes(start, size):
-    "Sizes (h,w) of the painter's four maps: doubling from `start`, until the texture's `size` is reached"
-    return [tuple(min(n*2**i, size) for n in start) for i in (1,2,3,4)]
-
 class TextureDecoder(nn.Module):
     "SA-Dec: four `_PaintStep`s to a texture; the encoder's maps are added before the first three"
     def __init__(self,
@@ -78,10 +74,9 @@ class TextureDecoder(nn.Module):
         maps:list, # four maps (B,C_i,h_i,w_i), shallow first
     ):             # texture (B,3,S,S) around [-1,1]; its four maps
         x, levels = self.reduce(maps[-1]), []
-        sizes = _paint_sizes(x.shape[2:], self.size)
         for i,step in enumerate(self.steps):
             if i<3: x = x + _resize(self.skips[i](maps[2-i]), x.shape[2:])
-            x = step(x, sizes[i])
+            x = step(x, [min(2*n, self.size) for n in x.shape[2:]])
             levels.append(x)
         return _resize(self.head(x), (self.size, self.size)), levels
 
@@ -95,10 +90,9 @@ class Painter(nn.Module):
         gain:float|None=None, # see `TextureDecoder`
     ):
         super().__init__()
-        weight, training = next(body.parameters()), body.training
+        weight = next(body.parameters())
         x = torch.zeros(1, 3, 64, 32, dtype=weight.dtype, device=weight.device)
-        with torch.no_grad(), self.listen(body.eval()): body(x)
-        body.train(training)
+        with evaluating(body), self.listen(body): body(x)
         self.decoder = TextureDecoder([m.shape[1] for m in self.maps], size, width, gain).to(weight.device)
         self.maps = []
     @contextmanager
@@ -113,19 +107,15 @@ class Painter(nn.Module):
         return dict(texture=texture) | {f'paint_{i}': level for i,level in enumerate(levels, 1)}
     def necks(self): return {}
 
-@torch.no_grad()
 def paint(
     model:nn.Module, # a `PGFLKD` with a `Painter` among its teachers
     x:torch.Tensor,  # pictures (B,3,H,W), normalised
 )->torch.Tensor:     # (B,3,S,S) in [0,1]
     "What the painter makes of `x`, in evaluation mode"
     painter = next(teacher for teacher in model.teachers if isinstance(teacher, Painter))
-    training = model.training
-    model.eval()
-    try:
-        with _heard(model.body) as maps: model.body(x)
+    with evaluating(model), _heard(model.body) as maps:
+        model.body(x)
         return ((painter.decoder(maps)[0].float()+1)/2).clamp(0,1)
-    finally: model.train(training)
 
 # %% ../nbs/course/12_san.ipynb #cell0025
 def texture_loss(
@@ -164,13 +154,12 @@ def paint_triplet(
 class Reconstruct:
     "The term L_Rec: `texture_loss` of what was painted and the batch's third target, nan where there is none"
     name = 'rec'
-    def __init__(self,
-        weight:float=1., # of the term
-    ): self.weight = weight
+    def __init__(self, weight:float=1.): self.weight = weight # in the sum of `Terms`
     def term(self, out, yb):
         need(len(yb)>2, 'no texture travels in the batch; give reid_dls targets=[OpenTexture(size)]')
         target = yb[2].as_subclass(torch.Tensor)
-        have, want = tuple(target.shape[1:]), tuple(out['texture'].shape[1:])
+        have = tuple(target.shape[1:])
+        want = tuple(out['texture'].shape[1:])
         need(have==want, f'the textures of the batch are {have}, the painter paints {want}; give both one size')
         known = ~target[:,0,0,0].isnan()
         return texture_loss(out['texture'], target.nan_to_num(), known)
@@ -199,7 +188,8 @@ class ReleasedTriplets(PaintTriplets):
         d = _map_distance(maps)
         first = torch.arange(0, len(pid)-4, 4, device=d.device)
         places = [first+o for o in self.places[level]]
-        return F.relu(d[places[0],places[1]] - d[places[2],places[3]] + self.margin).sum()
+        friends, strangers = d[places[0],places[1]], d[places[2],places[3]]
+        return F.relu(friends-strangers+self.margin).sum()
 
 # %% ../nbs/course/12_san.ipynb #cell0042
 class _PlainNeck(nn.Module):

@@ -25,12 +25,8 @@ def _open_texture(path, size):
 
 class OpenTexture:
     "A target of `reid_dls`: the texture that a row names in its column `texture`, in [-1,1]; nan if it names none"
-    def __init__(self,
-        size:int=256, # height and width S
-    ): self.size = size
-    def __call__(self,
-        row:dict, # of the table
-    )->torch.Tensor:
+    def __init__(self, size:int=256): self.size = size # height and width S
+    def __call__(self, row:dict)->torch.Tensor: # a row of the table
         path = row.get('texture')
         if not isinstance(path, (str,Path)) or not str(path): return torch.full((3, self.size, self.size), torch.nan)
         return _open_texture(path, self.size)/127.5 - 1

@@ -9,7 +9,7 @@ __all__ = ['AttentionPool', 'Prior', 'Where', 'OnPerson', 'Views', 'Alike', 'Foc
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .baseline import Baseline, BNNeck
+from .baseline import Baseline, BNNeck, evaluating
 from .errors import need
 
 # %% ../nbs/course/13_where.ipynb #cell0006
@@ -56,14 +56,14 @@ class Where(Baseline):
         if not self.training: return self.join(f_g, f_a)
         out = dict(f_g=f_g, f_a=f_a, fmap=fmap, attention=attention, hint=hint)
         return out | dict(logits_g=self.neck_g(f_g)[1], logits_a=self.neck_a(f_a)[1])
-    @torch.no_grad()
     def all_features(self, x, hint):
         "The deployed feature `f_w`, its two halves, and `f_t`: the same with the true pose in the attention's place"
-        fmap = self.body(x)
-        f_g, f_a = self.pool(fmap), self.under(fmap, self.attend(fmap))
-        true = self.under(fmap, hint.person)
-        halves = dict(f_g=self.neck_g.bn(f_g), f_a=self.neck_a.bn(f_a))
-        return halves | dict(f_w=self.join(f_g, f_a), f_t=self.join(f_g, true))
+        with evaluating(self):
+            fmap = self.body(x)
+            f_g, f_a = self.pool(fmap), self.under(fmap, self.attend(fmap))
+            true = self.under(fmap, hint.person)
+            halves = dict(f_g=self.neck_g.bn(f_g), f_a=self.neck_a.bn(f_a))
+            return halves | dict(f_w=self.join(f_g, f_a), f_t=self.join(f_g, true))
 
 # %% ../nbs/course/13_where.ipynb #cell0012
 class OnPerson:

@@ -98,8 +98,8 @@ def msmt17(book, under, train, test):
         for p in people:
             for s,c in enumerate((1,8,15), first):
                 lines.append(f'{_stamp(p, s, c)} {p}')
-                pid = p+(1 if role=='train' else 10001)
-                book.add(Path(under)/fold/_stamp(p, s, c), None if role=='val' else role, pid, c-1)
+                pid = p+(1 if fold==train else 10001)
+                book.add(Path(under)/fold/_stamp(p, s, c), 'train' if role=='val' else role, pid, c-1)   # both lists
         (book.root/under/f'list_{role}.txt').write_text('\n'.join(lines)+'\n')
 
 def cuhk03(book, under, boxes):

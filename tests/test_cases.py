@@ -179,6 +179,46 @@ def test_b08_names_in_the_file_are_obeyed(tmp_path):
     store = read_keypoints(coco(tmp_path/'o.json', COCO_JOINTS[::-1]), images=tmp_path/'kp')
     assert store.joints[0,:,1].tolist()==[10+4*i for i in range(17)][::-1]
 
+@pytest.mark.parametrize('third, counted, want', [
+    ([.8]*17, True, [.8]*17), ([1]*17, True, [1]*17),
+    ([2]*16+[1], True, [1]*16+[.5]), ([2]*16+[1], False, [1]*16+[.5])])
+def test_b08_scores_are_scores_and_labels_are_labels(third, counted, want, tmp_path):
+    "COCO annotations: a tool that writes scores beside num_keypoints, one that leaves it out, one that knows only 1"
+    path = coco(tmp_path/'a.json', COCO_JOINTS)
+    doc = json.loads(path.read_text())
+    doc['annotations'][0]['keypoints'][2::3] = third
+    if not counted: del doc['annotations'][0]['num_keypoints']
+    path.write_text(json.dumps(doc))
+    assert np.allclose(read_keypoints(path).joints[0,:,2], want)
+
+def test_joints_of_smaller_pictures(tmp_path):
+    "AlphaPose ran on crops of 64 x 32, training has them at 128 x 64: before, each joint meant another place"
+    people = []
+    for i in range(30):
+        put(tmp_path/f'large/{i}.jpg', i, size=(128,64))
+        place = np.c_[np.linspace(6, 26, 17), np.linspace(4, 60, 17), np.full(17, .9)].ravel().tolist()
+        people.append(dict(image_id=f'{i}.jpg', keypoints=place, score=2.))
+    (tmp_path/'a.json').write_text(json.dumps(people))
+    with pytest.raises(InputError, match='lie in the upper left quarter'):
+        read_keypoints(tmp_path/'a.json', tmp_path/'large')
+    assert len(read_keypoints(tmp_path/'a.json', size=(64,32)))==30
+
+def test_b32_numbers_are_no_names(tmp_path):
+    "Results that count pictures from 1, for crops that count from 0: before, each had the pose of the next"
+    for i in range(3): put(tmp_path/f'crops/{i}.jpg', i, size=(128,64))
+    place = np.c_[np.full(17, 30), np.linspace(8, 120, 17), np.full(17, .9)].ravel().tolist()
+    for first in (1, '1'):
+        people = [dict(image_id=type(first)(int(first)+i), keypoints=place) for i in range(3)]
+        (tmp_path/'r.json').write_text(json.dumps(people))
+        if first=='1': assert len(read_keypoints(tmp_path/'r.json', tmp_path/'crops'))==3
+        else:
+            with pytest.raises(InputError, match='image_id 1 is a number'): read_keypoints(tmp_path/'r.json')
+
+def test_names_of_two_systems(tmp_path):
+    "Poses that macOS named are found by the names of Linux"
+    store = KeypointStore([f'Ren{chr(0x65)}{chr(0x301)}.jpg'], np.full((1,17,3), 30.)*[1,1,1/60])
+    assert store.align(pd.DataFrame(dict(fn=['/x/Ren\u00e9.jpg'], pid=1)))[0,0,2]>0
+
 def test_b08_a_number_is_no_order(tmp_path, capsys):
     put(tmp_path/'kp/a.jpg', 0, size=(128,64))
     (tmp_path/'c.json').write_text(json.dumps([dict(image_id='a.jpg', keypoints=flat_places(14, .9), score=1)]))

@@ -122,6 +122,19 @@ def test_a_file_that_is_gone_is_grey(tmp_path):
     assert demo.answer(gallery, student, picture, kind='nothing', **demo.BOX)[3]>.9999
 
 
+def test_a_newer_student_under_the_old_name_is_refused(tmp_path):
+    "The gallery has its own network as ONNX and still answers; the response on the page would be another network's"
+    from pgflkd.baseline import Baseline, reid_body
+    from pgflkd.deploy import export
+    student, gallery, _ = made(tmp_path)
+    same, again = demo.open_both(tmp_path/'g')
+    assert len(same)==len(gallery) and again.card['weights']==student.card['weights']
+    export(student, tmp_path/'g/network.onnx')
+    torch.manual_seed(1)
+    export(Baseline(reid_body('resnet18', None, stride=16), 5).eval(), tmp_path/'student.safetensors', size=(64, 32))
+    with pytest.raises(InputError, match='features of another network'): demo.open_both(tmp_path/'g')
+
+
 @pytest.mark.slow
 def test_demo_is_driven():
     "In a real browser: drop a picture, drag the car and a slider; ranking, response and cosine change each time"

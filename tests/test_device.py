@@ -297,6 +297,21 @@ def test_the_scaler_handles_an_overflow(on_cpu):
     assert skipped[0] and not skipped[-1], skipped
     assert all(o.isfinite().all() for o in learn.model.state_dict().values())
 
+def test_the_scale_is_in_the_checkpoint(on_cpu, tmp_path):
+    "A float16 run that was stopped goes on with the scale it had, and with the same bits"
+    from pgflkd.checkpoint import RunLog
+    scale = dict(init_scale=2.**60, backoff_factor=2.**-12, growth_interval=3)
+    def run(name, n):
+        learn = make_tiny(cbs=[RunLog(tmp_path/name, 'tiny', 0), Types()]).to_fp16(**scale)
+        first = learn.run_log.resume()
+        with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3, start_epoch=first)
+        return learn.model.state_dict(), learn.types.skipped
+    whole, skipped = run('a', 2)
+    first = run('b', 1)[1]
+    resumed, later = run('b', 2)
+    assert first[0] and first+later==skipped and not later[0]
+    assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+
 def test_a_loss_would_overflow_and_does_not():
     "The squared length of a feature of 64 channels of 100 is beyond float16; the losses take it as float32"
     from pgflkd.losses import batch_hard_triplet, consistent_loss

@@ -2,6 +2,7 @@
 whose package is missing is skipped."""
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_rcnn(tmp_path):
     test_eq(est(ims).sum(), 0)                                  # nobody found: no pose
     test_fail(lambda: KeypointRCNN(tmp_path/'r.pth', arch='resnet50', device='cpu'), contains='no state dict',
               exc=InputError)
-    test_fail(lambda: KeypointRCNN(tmp_path/'none.pth', device='cpu'), contains='no such file', exc=InputError)
+    test_fail(lambda: KeypointRCNN(tmp_path/'none.pth', device='cpu'), contains='No such file', exc=InputError)
 
 def test_rcnn_takes_the_person_in_the_middle(tmp_path):
     est = KeypointRCNN.__new__(KeypointRCNN)
@@ -153,8 +154,19 @@ def test_stopped_run_goes_on(folder, tmp_path):
     test_eq(KeypointStore.load(out).names, store.names)
     test_eq(sorted(o.name for o in tmp_path.iterdir()), ['f.npz','k.npz','pictures'])
     test_close(store.joints[:,0,:2]*2, store.size[:,::-1], eps=1e-4)
-    test_fail(lambda: estimate_poses(folder, Counting(), out, progress=False), contains='exists; give another',
+    test_fail(lambda: estimate_poses(folder, Counting(), out, progress=False), contains='give another name',
               exc=InputError)
+
+def test_a_picture_that_was_replaced_meanwhile_is_estimated_again(folder, tmp_path):
+    out = tmp_path/'k.npz'
+    with pytest.raises(KeyboardInterrupt): estimate_poses(folder, Counting(stop=3), out, bs=4, every=1, progress=False)
+    first = min(o for o in folder.rglob('*.*') if o.name not in ('zero.jpg','half.png'))
+    time.sleep(.05)
+    Image.new('RGB', (60,80)).save(first)
+    store, _ = estimate_poses(folder, Counting(), out, bs=4, progress=False)
+    fresh, _ = estimate_poses(folder, Counting(), tmp_path/'f.npz', progress=False)
+    assert [80,60] in store.size.tolist()
+    check_same(fresh, store)
 
 def test_run_refuses(folder, tmp_path):
     def go(est, root=folder, out='o.npz'): return estimate_poses(root, est, tmp_path/out, progress=False)

@@ -2,30 +2,38 @@
 import multiprocessing as mp
 import sys
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.basics import load_learner, noop
+from fastai.basics import load_learner, noop, set_seed
 from fastai.callback.all import (CSVLogger, CutMix, EarlyStoppingCallback, GradientAccumulation, MixUp,
-                                 ReduceLROnPlateau, SaveModelCallback)
-from fastai.callback.core import FetchPredsCallback
+                                 ReduceLROnPlateau, SaveModelCallback, TerminateOnNaNCallback)
+from fastai.callback.core import Callback, FetchPredsCallback
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
 from fastai.vision.all import Brightness, PILImage, Transform, aug_transforms
+from PIL import Image
 
 from pgflkd.augment import RotatePerson
 from pgflkd.baseline import Baseline, FeatureLoss, reid_body
+from pgflkd.callbacks import CoveredCopy, reid_metrics
+from pgflkd.checkpoint import RunLog
 from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
 from pgflkd.errors import InputError
-from pgflkd.learner import QUICK, baseline_learner
+from pgflkd.interpret import show_ranking
+from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
+from pgflkd.occlude import HidePerson
 from pgflkd.pose import draw_hint
+from pgflkd.precision import precision_of
 from pgflkd.protocols import benchmark_table
 from pgflkd.readers.folders import validation_cut
 from pgflkd.synthetic import render_world, world_joints
@@ -177,6 +185,105 @@ def test_other_callbacks(df, tmp_path):
     learn = learner(df, loaders(df, path=tmp_path), cbs=[CSVLogger(), GradientAccumulation(8)])
     learn.fit(1, 1e-3)
     assert 'mAP' in pd.read_csv(tmp_path/'history.csv')
+
+def test_terminate_on_nan(df):
+    "The loss of validation is nan, always: it ends no training; that of a training batch does"
+    learn = learner(df)
+    learn.fit(2, 1e-3, cbs=TerminateOnNaNCallback())
+    assert len(learn.recorder.values)==2 and 0<learn.recorder.values[-1][2]<=1
+    learn.model.neck_g.fc.weight.data[:] = torch.nan
+    learn.fit(2, 1e-3, cbs=TerminateOnNaNCallback())
+    assert not learn.recorder.values
+
+def test_lr_find_leaves_no_trace(df, tmp_path):
+    "`lr_find` over several epochs: no row in the log of the terms, no checkpoint, no epoch that counts as trained"
+    learn = learner(df, loaders(df, path=tmp_path), cbs=RunLog(tmp_path/'run.pth', 'tiny', 0))
+    learn.lr_find(num_it=20, show_plot=False, stop_div=False)
+    assert len(learn.dls.train)<10 and not learn.log_terms.history
+    assert not (tmp_path/'run.pth').exists() and learn.run_log.first==0
+    learn.fit(1, 1e-3)
+    assert len(learn.log_terms.history)==learn.run_log.first==1 and (tmp_path/'run.pth').exists()
+
+class Steps(Callback):
+    "Write down after which batches the weights moved, and how many pictures fastai counted"
+    order = 30
+    def before_fit(self): self.at, self.pictures = [], []
+    def before_step(self): self.pictures.append(len(self.yb[0]))
+    def after_step(self): self.at.append(self.train_iter)
+
+@pytest.mark.parametrize('cbs', [[], [CoveredCopy(HidePerson(1.))]], ids=['plain', 'covered copies'])
+def test_accumulated_pictures(df, cbs):
+    "16 pictures a step are two batches of 8, also where each picture has a covered copy"
+    learn = learner(df, loaders(df, bs=8, per_id=2), cbs=[*cbs, GradientAccumulation(16), Steps()])
+    learn.fit(1, 1e-3)
+    assert learn.steps.at[:3]==[1, 3, 5] and set(learn.steps.pictures)=={8}
+
+def test_accumulated_and_resumed(df, tmp_path):
+    "Nine batches a epoch, two a step: half a step is left at the end of an epoch, and a resumed run has it not"
+    def run(name, epochs):
+        set_seed(1)
+        cbs = [RunLog(tmp_path/name, 'tiny', 0), GradientAccumulation(32)]
+        learn = learner(df, cbs=cbs)
+        learn.fit(epochs, 1e-3, start_epoch=learn.run_log.resume())
+        return learn.model.state_dict()
+    whole = run('a', 2)
+    run('b', 1)
+    assert all(torch.equal(v, whole[k]) for k, v in run('b', 2).items())
+
+def test_precision_that_was_said_last(df):
+    "fastai's `to_fp32` takes back what `to_fast` turned on"
+    learn = learner(df).to_fast(bf16=True)
+    assert precision_of(learn)=='bf16' and precision_of(learn.to_fp32())=='fp32'
+
+def test_misspelt_metric(df):
+    with pytest.raises(AttributeError, match="no attribute 'map'"): learner(df, metrics=reid_metrics('map')).validate()
+
+def test_joints_in_other_units(df):
+    "Shares of the picture and percents are refused; a joint without a place is not seen; COCO's 2 is certain"
+    poses = world_joints(df)
+    plain = loaders(df).valid.one_batch()[1].seen
+    for wrong, why in ((poses/[64, 128, 1], 'multiply them by width and height'), (poses*[1, 1, 100], 'divide them')):
+        with pytest.raises(InputError, match=why): reid_dls(df, wrong, size=(64, 32), bs=16, per_id=4)
+    odd = poses.copy()
+    odd[:, 5:, 0] = float('nan')
+    odd[:, :5, 2] = 2
+    seen = reid_dls(df, odd, size=(64, 32), bs=16, per_id=4).valid.one_batch()[1].seen
+    assert not seen[:, 1:].any() and seen[:, 0].max()==1 and plain[:, 1:].any()
+
+def test_optimiser_that_was_said(df):
+    "`partial(ReIDAdam, lr=, wd=)` is obeyed, in `fit_recipe`, too"
+    learn = learner(df, opt_func=partial(ReIDAdam, lr=1e-2, wd=.5))
+    learn.fit_recipe(epochs=1)
+    assert learn.opt.hypers[0]['wd']==.5 and max(learn.recorder.lrs)>5e-3
+
+@pytest.mark.parametrize('kwargs,why', [(dict(flip=True), 'p=True: give a probability'),
+                                        (dict(erase=50), 'p=50: give a probability'),
+                                        (dict(bs=8, per_id=1), 'two pictures of a person in a batch')])
+def test_numbers_that_mean_something_else(df, kwargs, why):
+    "`flip=True` mirrored every picture; one picture a person leaves the triplet no friend"
+    with pytest.raises(InputError, match=why): loaders(df, **kwargs)
+
+def test_unknown_role(df):
+    some = df.assign(role=df.role.mask(df.role.eq('gallery') & df.camid.eq(0), 'Gallery'))
+    with pytest.raises(InputError, match='role Gallery: the roles are train, query and gallery'): loaders(some)
+
+def test_results_of_one_camera(trained):
+    "Where nobody of the batch counts as an answer, no answer is drawn"
+    rows = trained.dls.test_df.sort_values(['pid', 'camid'])[:2]
+    assert rows.camid.nunique()==1 and rows.pid.nunique()==1
+    trained.show_results(dl=trained.dls.test_dl(rows, with_labels=True))
+    assert [ax.get_title() for ax in plt.gcf().axes][1:3]==['', '']
+
+def test_grey_strip(trained, tmp_path):
+    "A grey photograph is grey in a strip, and one that was turned stands upright, as the network saw it"
+    still = Image.fromarray(np.tile(np.arange(60, dtype=np.uint8)[:, None], (1, 20)))
+    still.save(tmp_path/'a.png')
+    exif = Image.Exif()
+    exif[274] = 6
+    still.save(tmp_path/'b.jpg', exif=exif)
+    row = pd.Series(dict(fn=tmp_path/'a.png', pid=1))
+    axs = show_ranking(row, pd.DataFrame(dict(fn=[tmp_path/'b.jpg'], pid=1))).axes
+    assert [ax.images[0].get_array().shape for ax in axs]==[(60, 20, 3), (20, 60, 3)]
 
 @pytest.mark.parametrize('cb', [MixUp, CutMix])
 def test_mixtures(df, cb):

@@ -77,6 +77,14 @@ def test_features_that_cannot_be_compared_are_refused(value, side):
     with pytest.raises(ValueError, match='not finite, or too large to square'):
         evaluate_features(q.astype('float32'), g.astype('float32'), *ids)
 
+def test_distractors_among_names_are_nobody():
+    "0000, as the folder readers take it: a query of it is not asked, and the others are ranked as before"
+    far = np.array([[.1, .2, .3], [.1, .2, .3]])
+    for nobody in ('0', '0000'):
+        r = evaluate_ranking(far, [nobody, 'bob'], [nobody, 'bob', 'ann'], ['a', 'a'], ['b', 'b', 'b'])
+        assert r.n_valid==1 and r.first[1]==2
+
+
 def unit(x):
     return x/np.linalg.norm(x, axis=1, keepdims=True)
 

@@ -18,6 +18,7 @@ from pgflkd.datasets import (BENCHMARKS, READERS, from_df, from_folders, from_na
                              read_occluded_duke)
 from pgflkd.errors import InputError
 from pgflkd.files import list_pictures, open_picture
+from pgflkd.metrics import evaluate_features
 from pgflkd.synthetic import World, render_world
 
 @pytest.fixture(scope='module')
@@ -70,6 +71,8 @@ def test_msmt_lists(pics, tmp_path):
     text = (home/'list_query.txt').read_text()
     df = READERS['msmt17'](tmp_path)
     assert not set(df.pid[df.role=='train']) & set(df.pid[df.role!='train']) and df.pid.min()==1
+    (home/'list_val.txt').rename(tmp_path/'gone')              # in published numbers it is a part of the training
+    assert (df.role=='train').sum()-3==(READERS['msmt17'](tmp_path).role=='train').sum()
     (home/'list_query.txt').write_text(text+'0000/0000_099_01_0303morning_0008_0.jpg 0\n')
     with pytest.raises(InputError, match='no such picture, but line 10 of list_query.txt'): READERS['msmt17'](tmp_path)
     (home/'list_query.txt').write_text(text+'nonsense\n')
@@ -218,6 +221,29 @@ def test_text_for_people_and_cameras(pics, tmp_path):
     for o in tables:
         check_table(o, 4, 2)
         assert o.set_index('fn').sort_index()[['pid','camid','role']].equals(want)
+
+def ranked(df):
+    "mAP of random features, the same for the same file"
+    numbers = {fn: np.random.default_rng(i).normal(size=8) for i,fn in enumerate(sorted(set(df.fn)))}
+    q, g = (df[df.role==role] for role in ('query','gallery'))
+    return evaluate_features(*([numbers[fn] for fn in o.fn] for o in (q, g)), q.pid, g.pid, q.camid, g.camid)
+
+def test_a_picture_is_no_answer_to_itself(pics, tmp_path, capsys):
+    "Without cameras, a query that stands in the gallery too, twice in the table, or in train and in test"
+    fns = [f'{pid}_{k}.jpg' for pid in range(8) for k in range(3)]
+    df = pd.DataFrame(dict(fn=fns, pid=np.repeat(range(1, 9), 3)))
+    roles = df.assign(role=np.where(df.pid<5, 'train', 'gallery'))
+    both = from_df(pd.concat([roles, roles[(roles.pid>4)][::3].assign(role='query')]))
+    assert len(both[both.role=='query'])==4 and ranked(both).rank1<1
+    twice = pd.concat([df, df[12:]])
+    with pytest.raises(InputError, match="row 24: fn is '4_0.jpg'; it stands above already"): from_df(twice)
+    mixed = from_df(pd.concat([df.assign(role='train'), df[12:].assign(role='test')]), test=.5)
+    asked = mixed[mixed.role=='query']
+    assert not asked.fn.isin(mixed.fn[mixed.role=='gallery']).any() and len(mixed)==len(df)
+
+def test_two_spellings_are_one_picture(tmp_path):
+    with pytest.raises(InputError, match='above it is another person'):
+        from_df(pd.DataFrame(dict(fn=['a.jpg', './b/../a.jpg'], pid=[1, 2])))
 
 def test_people_counted_from_0(pics, tmp_path, capsys):
     "Person 0 trained on or asked for is a person; in the gallery alone a distractor"

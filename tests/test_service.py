@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -359,6 +360,70 @@ def test_calibration_without_cameras_leaves_out_the_picture_itself(tmp_path):
     assert g.calibrate(.05)['found']<.1
 
 
+def test_a_copy_of_a_picture_is_not_found_again(onnx, tmp_path):
+    "The same bytes in two folders, without cameras: found stays what it was"
+    shares = []
+    for folders in ('a', 'ab'):
+        for folder in folders:
+            for pid in range(30): noise(tmp_path/f'{folder}/{pid}_x{folder}.png', pid)
+            for pid in range(30): noise(tmp_path/f'{folder}/{pid}_y{folder}.png', 100+pid)
+        g = Gallery.create(tmp_path/f'g{folders}', onnx)
+        fns = [str(o) for folder in folders for o in sorted((tmp_path/folder).iterdir())]
+        g.fill(pd.DataFrame(dict(fn=fns, pid=[os.path.basename(fn).split('_')[0] for fn in fns])))
+        shares.append(g.calibrate(.1)['found_without'])
+    assert shares[0]==shares[1]<1
+
+
+def test_a_renamed_folder_keeps_what_is_known(crops, onnx, tmp_path):
+    "Each picture once, with the person of the table and the number it had; an answer shows a file that is there"
+    fns, g = sorted(os.listdir(crops)), tmp_path/'g'
+    pd.DataFrame(dict(fn=fns, pid=[f'p{i}' for i in range(6)])).to_csv(tmp_path/'t.csv', index=False)
+    embed(crops, model=onnx, out=g, table=tmp_path/'t.csv')
+    was = by_name(g)
+    crops.rename(tmp_path/'renamed')
+    embed(tmp_path/'renamed', out=g)
+    now = by_name(g)
+    assert len(Gallery.open(g))==6 and now.id.equals(was.id) and now.pid.equals(was.pid)
+    assert 'renamed' in search(g, tmp_path/'renamed'/fns[0], top=1)
+    shutil.copytree(tmp_path/'renamed', tmp_path/'copied')                    # the old ones are there: other pictures
+    embed(tmp_path/'copied', out=g)
+    assert len(Gallery.open(g))==12
+
+
+def test_what_has_no_file_did_not_move(onnx, tmp_path):
+    "A feature without a picture, beside one whose folder was renamed"
+    g = Gallery.create(tmp_path/'g', onnx)
+    g.add(np.ones((1, 512)), pd.DataFrame(dict(pid=['eve'])))
+    for folder in ('a', 'b'):
+        if folder=='b': os.rename(tmp_path/'a', tmp_path/'b')
+        g.fill(pd.DataFrame(dict(fn=[noise(tmp_path/f'{folder}/x.png', 1)], pid=['ann'])))
+    assert g.table[['fn', 'pid']].values.tolist()==[['', 'eve'], [str(tmp_path/'b/x.png'), 'ann']]
+
+
+def test_a_threshold_follows_the_gallery(onnx, tmp_path):
+    "Each call that changes a calibrated gallery calibrates it at its rate; if it cannot be, it says so"
+    two_cameras(tmp_path/'crops')
+    embed(tmp_path/'crops', model=onnx, out=tmp_path/'g', calibrate=.1)
+    first = Gallery.open(tmp_path/'g').facts['threshold']
+    nothing_happens(lambda: embed(tmp_path/'crops', out=tmp_path/'g'), tmp_path/'g')
+    for file in sorted((tmp_path/'crops').iterdir())[:20]: file.unlink()
+    told = embed(tmp_path/'crops', out=tmp_path/'g', prune=True)
+    now = Gallery.open(tmp_path/'g').facts['threshold']
+    assert 'of 20 people' in told and (first['size'], now['size'], now['far'])==(60, 40, .1)
+    for file in sorted((tmp_path/'crops').iterdir())[:30]: file.unlink()
+    told = embed(tmp_path/'crops', out=tmp_path/'g', prune=True)
+    assert 'as before: it cannot be calibrated again' in told and '5 people cannot tell a rate of 0.1' in told
+    asked = search(tmp_path/'g', sorted((tmp_path/'crops').iterdir())[0])
+    assert 'calibrated among 40 pictures; there are 10 now, calibrate again' in asked
+
+
+def test_dates_are_no_people(onnx, tmp_path):
+    "20240301_c1_093000.png was taken in March and shows nobody known"
+    noise(tmp_path/'crops/20240301_c1_093000.png', 1)
+    embed(tmp_path/'crops', model=onnx, out=tmp_path/'g')
+    assert Gallery.open(tmp_path/'g').table.pid.isna().all()
+
+
 def test_files_of_a_gallery_can_be_shared(crops, model, tmp_path):
     "Modes follow the umask: other users of a service read what its owner lets them read"
     for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
@@ -396,12 +461,3 @@ from pgflkd.commands.search import search_command
 search_command({str(tmp_path/'g')!r}, {str(crops)!r}, top=2, picture={str(tmp_path/'a.png')!r})'''
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True)
     assert done.stdout.count('.png:')==6 and (tmp_path/'a.png').exists(), done.stderr
-
-
-def test_what_the_files_say(crops, onnx, tmp_path):
-    "gallery.json of an earlier version, without flip, is read"
-    embed(crops, model=onnx, out=tmp_path/'g')
-    facts = json.loads((tmp_path/'g/gallery.json').read_text())
-    del facts['flip']
-    (tmp_path/'g/gallery.json').write_text(json.dumps(facts))
-    assert Gallery.open(tmp_path/'g').facts['flip'] is False

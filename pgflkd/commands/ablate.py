@@ -223,17 +223,19 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     from pgflkd.texture import OpenTexture
     hide = partial(HidePerson, stats=imagenet_stats, seed=seed+3)
     drawn = dict(scale=row.scale, aligned=row.aligned, batch_tfms=[hide(row.hide)] if row.hide else [])
-    if row.painter: drawn |= dict(targets=[OpenTexture(row.painter)])
+    if row.painter: drawn['targets'] = [OpenTexture(row.painter)]
     dls = reid_dls(df, joints, **recipe.data, **drawn, seed=seed, num_workers=num_workers)
-    cbs = [WarmDistillation(row.warm)]*bool(row.warm) + [BF16()]*fast_bf16(dls.device)
+    cbs = [BF16()]*fast_bf16(dls.device)
+    if row.warm: cbs.append(WarmDistillation(row.warm))
     if row.wrong: cbs.append(WrongPose(row.wrong))
     if row.pair: cbs.append(CoveredCopy(hide(1.)))
-    terms = [make() for make in row.terms]
-    how = dict(recipe=recipe, terms=[t for t in terms if t.weight], cbs=cbs)
+    terms = [term for term in (make() for make in row.terms) if term.weight]
+    how = dict(recipe=recipe, terms=terms, cbs=cbs)
     if row.attend: attend = row.attend(dls)
     set_seed(seed)
     if row.attend: return where_learner(dls, attend=attend, **how)
-    if row.painter: return san_learner(dls, size=row.painter, pose=bool(row.teachers), lambda_tr=0., **how)
+    tr = float('tr' in [term.name for term in terms])
+    if row.painter: return san_learner(dls, size=row.painter, pose=bool(row.teachers), lambda_tr=tr, **how)
     return pgflkd_learner(dls, cl=False, mcl=False, teachers=row.teachers, taught=row.taught, **how)
 
 def _train(learn, recipe, folder, name, seed, until=None):

@@ -35,10 +35,10 @@ def _refusals(f, *args, **options):
     except InputError as e: return [_refused(e)]
     return []
 
-def _some(names, n=3):
-    "The first of `names`, and how many more"
+def _some(names):
+    "The first three of `names`, and how many more"
     names = [str(o) for o in names]
-    return ', '.join(names[:n]) + (f' and {len(names)-n:,} more' if len(names)>n else '')
+    return ', '.join(names[:3]) + (f' and {len(names)-3:,} more' if len(names)>3 else '')
 
 # %% ../../nbs/engine/30_doctor.ipynb #cell0009
 COUNTS = dict(   # {role: (people, pictures)}
@@ -48,7 +48,7 @@ COUNTS = dict(   # {role: (people, pictures)}
     occluded_reid   = dict(query=(200,1000), gallery=(200,1000)),
     partial_reid    = dict(query=(60,300), gallery=(60,300)),
     partial_ilids   = dict(query=(119,119), gallery=(119,119)),
-    msmt17          = dict(train=(1041,30248), query=(3060,11659), gallery=(3060,82161)),
+    msmt17          = dict(train=(1041,32621), query=(3060,11659), gallery=(3060,82161)),
     cuhk03          = dict(train=(767,7368), query=(700,1400), gallery=(700,5328)),
     cuhk03_detected = dict(train=(767,7365), query=(700,1400), gallery=(700,5332)),
     p_duke          = dict(train=(665,12927), query=(634,2163), gallery=(634,9053)))
@@ -127,15 +127,11 @@ def _check_keypoints(df, path):
     "How much of `df` the keypoints at `path` know, and whether training would take them"
     from pgflkd.keypoints import KeypointStore
     if not path: return [_note('no keypoints given', 'PGFL-KD trains with them, and pgflkd_pose makes them')]
-    found = []
-    def look():
-        store = KeypointStore.load(path)
-        for role,o in store.coverage(df).iterrows():
-            found.append(_good(f'keypoints, {role}: {o.found:.0%} of {o.pictures:,.0f} pictures are in the file, '
-                               f'{o.posed:.0%} have a pose, {o.joints:.1f} of 17 joints are sure'))
-        store.align(df)
-    refused = _refusals(look)
-    return found + refused
+    try: store = KeypointStore.load(path)
+    except InputError as e: return [_refused(e)]
+    found = [_good(f'keypoints, {role}: {o.found:.0%} of {o.pictures:,.0f} pictures are in the file, {o.posed:.0%} '
+                   f'have a pose, {o.joints:.1f} of 17 joints are sure') for role,o in store.coverage(df).iterrows()]
+    return found + _refusals(store.align, df)
 
 # %% ../../nbs/engine/30_doctor.ipynb #cell0019
 _OWN = dict(folders='a folder a person', names='names that say who it is', csv='a table')   # formats of no benchmark

@@ -6,10 +6,11 @@
 __all__ = ['embed_command']
 
 # %% ../../nbs/engine/34_embed.ipynb #cell0003
-import os, re, sys, time
+import os, re
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from ..errors import command, need
+from ..errors import InputError, command, need
 
 # %% ../../nbs/engine/34_embed.ipynb #cell0005
 @command
@@ -27,16 +28,19 @@ def embed_command(
     device:str='',        # Where the network runs; left out: the first GPU, or the CPU
 ):
     "Embed every picture under a folder into a gallery for pgflkd_search"
+    from pgflkd.files import with_bar
     need(bs>0 and every>0, f'--bs {bs} --every {every}: both are at least 1')
     need(not (table and pattern), '--table and --pattern: give one of them')
     rows    = _from_table(table, pictures) if table else _from_names(pictures, pattern, prune)
     gallery = _gallery(Path(out), model, flip, device)
-    if not (table or pattern): rows = _untold(rows, gallery.table)
-    lost = gallery.fill(rows, every, bs, _shown, pictures if prune else None)
+    old  = gallery.facts
+    seen = partial(with_bar, least=2)
+    lost = gallery.fill(rows, every, bs, seen, pictures if prune else None, guessed=not (table or pattern))
     for why in lost[:10]: print(f'skipped {why}')
     known = gallery.table.replace('', None)[['pid', 'camid', 'time']].count().to_dict()
     print(f'{out}: {len(gallery):,} pictures, {len(lost)} skipped; known: {known}')
     if calibrate is not None: print(_said_of(gallery.calibrate(calibrate)))
+    elif old['threshold'] and gallery.facts!=old: print(_again(gallery, old['threshold']))
     _carry(gallery)
 
 def _gallery(out, model, flip, device):
@@ -54,19 +58,16 @@ def _gallery(out, model, flip, device):
     embedder = load_embedder(file, device)
     return Gallery.open(out, embedder) if old else Gallery.create(out, embedder, flip=flip)
 
-def _shown(parts):
-    "Go through `parts`, and say how far it is; on the stream for messages, so that a log can be read, too"
-    start = time.time()
-    for i, part in enumerate(parts, 1):
-        yield part
-        left = (time.time()-start)/i*(len(parts)-i)/60
-        print(f'part {i} of {len(parts)}, {left:.1f} min to go', file=sys.stderr, flush=True)
-
 def _said_of(told):
     "What a calibration found, in words"
     return (f'nobody below {told["threshold"]:.3f}: of {told["strangers"]} people, searched for without their '
             f'pictures, {told["far"]:.1%} are named; with them, {told["found"]:.0%} are found '
             f'({told["found_without"]:.0%} if the first is always named)')
+
+def _again(gallery, old):
+    "What a calibration of the changed `gallery` finds at the rate of the `old` one, or why that one stays"
+    try: return _said_of(gallery.calibrate(old['far']))
+    except InputError as e: return f'nobody below {old["threshold"]:.3f}, as before: it cannot be calibrated again; {e}'
 
 def _carry(gallery):
     "Write the network into the gallery as ONNX, so that a search need not load torch"
@@ -77,7 +78,7 @@ def _carry(gallery):
     from pgflkd.deploy import export, load_student
     export(load_student(file), own)
 
-_NAME = re.compile(r'^(-?\d+)_c(\d+)(?:s\d+)?_(?:t\d+_)?f?(\d+)?')
+_NAME = re.compile(r'^(-?\d{1,6})_c(\d+)(?:s\d+)?_(?:t\d+_)?f?(\d+)?')
 
 def _from_names(folder, pattern, none=False):
     "The table of the pictures below `folder`, by their names: `pattern`, or those of Market-1501 and of our world"
@@ -91,11 +92,6 @@ def _from_names(folder, pattern, none=False):
         rows.append(dict(zip(('pid', 'camid', 'time'), known), fn=fn))
     need(rows or none, f'{folder}: holds no picture')
     return pd.DataFrame(rows, columns=['fn', 'pid', 'camid', 'time'])
-
-def _untold(rows, table):
-    "`rows` without what names say of pictures in the `table` of a gallery: what it was told of them stays"
-    new = ~rows.fn.isin([os.path.abspath(fn) for fn in table.fn])
-    return rows[['fn']].join(rows[new].drop(columns='fn'))
 
 def _from_table(path, folder):
     "The table in the CSV `path`, with full names"

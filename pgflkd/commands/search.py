@@ -19,7 +19,7 @@ def search_command(
     threshold:float=None,  # Cosine from which it is the same person; left out: the calibrated one
     camera:str='',         # Only these cameras, for example 1,4 or door,hall
     not_camera:str='',     # Not these cameras
-    time:str='',           # FROM/TO, numbers or dates; either may be left out, a day as TO is a whole day
+    time:str='',           # FROM/TO, numbers or dates (UTC, or with a zone); one may be left out, a day is a whole day
     together:bool=False,   # The pictures show one person: one answer, by the mean of their features
     rerank:bool=False,     # Put the nearest 200 in order by the neighbours that they share with the query
     picture:str='',        # Draw the answers into this file, for example answer.png
@@ -35,10 +35,11 @@ def search_command(
     opened, order = Gallery.open(gallery, model or None), None
     if rerank: from pgflkd.rerank import k_reciprocal as order
     where   = [re.split(r'\s*,\s*', o) if o else None for o in (camera, not_camera)]
-    bounds  = [o.strip() or None for o in time.split('/')] if time else None
+    bounds  = [o.strip() or None for o in (time or '/').split('/')]
     answers = opened.search(queries, top, *where, bounds, threshold, together, order)
     if together: queries, answers = queries[:1], [answers]
-    _tell(queries, answers, None if together else opened.facts['threshold'], threshold, len(opened))
+    known = None if together or threshold is not None else opened.facts['threshold']
+    _tell(queries, answers, known, threshold, len(opened))
     if picture: _drawn(queries, answers).save(picture)
 
 def _nobody(answer):
@@ -51,10 +52,10 @@ def _tell(queries, answers, known, threshold, size):
         if len(queries)>1: print(f'{query}:')
         shown = answer.drop(columns='id').assign(score=answer.score.map('{:.3f}'.format))
         print(shown.to_string(index=False) if len(answer) else 'no picture fits camera and time')
-        least = threshold if known is None or threshold is not None else known['threshold']
+        least = known['threshold'] if known else threshold
         if len(answer) and _nobody(answer): print(f'nobody: none reaches {least:.3f}')
-    if not known or threshold is not None: return
-    grown = f'; there are {size:,} now, calibrate again' if size>=2*known['size'] else ''
+    if not known: return
+    grown = '' if known['size']/2<size<2*known['size'] else f'; there are {size:,} now, calibrate again'
     print(f'(false-accept rate {known["far"]:.1%}, calibrated among {known["size"]:,} pictures{grown})')
 
 def _drawn(queries, answers):
@@ -75,8 +76,7 @@ def _put(page, place, file, words, frame):
     from pgflkd.files import open_picture
     try: picture = ImageOps.contain(open_picture(file), (100, 176))
     except InputError: picture, words = Image.new('RGB', (88, 176), 'silver'), f'{words}\n(file is gone)'
-    x, y = place[0]+60-picture.width//2, place[1]+10
-    draw = ImageDraw.Draw(page)
-    draw.rectangle((x-5, y-5, x+picture.width+4, y+picture.height+4), frame)
-    page.paste(picture, (x, y))
-    draw.multiline_text((place[0]+60, y+184), words, 'black', ImageFont.load_default(13), 'ma', align='center')
+    picture = ImageOps.expand(picture, 5, frame)
+    page.paste(picture, (place[0]+60-picture.width//2, place[1]+5))
+    write = ImageDraw.Draw(page).multiline_text
+    write((place[0]+60, place[1]+194), words, 'black', ImageFont.load_default(13), 'ma', align='center')

@@ -46,7 +46,8 @@ def _with_queries(df, *kinds):
     "`df` whose role test became query, for the first picture of a person in each camera and of `kinds`, and gallery"
     first = ~df.sort_values('fn', kind='stable').duplicated(['pid', 'camid', *kinds]).reindex(df.index)
     role = df.role.where(df.role!='test', np.where(first, 'query', 'gallery'))
-    return df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else (role=='gallery').astype(int))
+    other = (role=='gallery') & ~df.fn.isin(df.fn[role=='query'])              # no picture is an answer to itself
+    return df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else other.astype(int))
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0011
 def validation_cut(
@@ -76,16 +77,10 @@ def join_tables(
         found.append(own[own.role=='train'] if found else own)
         people, cameras = max(people, own.pid.max()), own.camid.max()+1
         rows += len(own)
-    df = _said(pd.concat(found))
+    df = pd.concat(found).fillna(dict(occluded=False, query_set='')).infer_objects()     # where a table does not say
     twice = pd.concat([o.fn.drop_duplicates() for o in found]).loc[lambda fn: fn.duplicated()]
     need(not len(twice), lambda: f'{twice.iloc[0]}: is in two of the sets; {len(twice)} pictures are, give one of them')
     df.attrs['dataset'] = '+'.join(o.attrs.get('dataset', 'table') for o in tables)
-    return df
-
-def _said(df):
-    "`df` where one of its tables does not say what is occluded, or for which query set: not occluded, for none"
-    for column,nothing in dict(occluded=False, query_set='').items():
-        if column in df: df[column] = df[column].where(df[column].notna(), nothing).astype(type(nothing))
     return df
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0017
@@ -129,15 +124,17 @@ def _numbered(df, source, first):
         df = df.assign(**{column: number})
     return df
 
-def _with_columns(df, source):
+def _with_columns(df, source, first):
     "`df` without columns in which nothing is known; raises `InputError` if it has no rows, pictures or people"
     need(len(df), f'{source}: holds no rows; give one a picture')
     for column in ('fn','pid'):
         has = ', '.join(map(str, df.columns[:8]))
         why = f"no column {column!r} among {has}; call it so, or give rename={{'yours': {column!r}}}"
         need(column in df, f'{source}: {why}')
+    path = df.fn.astype(str)
+    _refuse(df.fn.notna() & (path.str.strip()!=''), df, 'fn', source, first, 'give the path of a picture')
     empty = df.reindex(columns=['camid', 'role']).isin([None, np.nan, '']).all()
-    return df.drop(columns=empty.index[empty], errors='ignore')
+    return df.assign(fn=path.map(os.path.normpath)).drop(columns=empty.index[empty], errors='ignore')
 
 def _truth(df, source, first):
     "The column `occluded` as truth values; what is empty is False"
@@ -147,17 +144,15 @@ def _truth(df, source, first):
 
 def _checked(df, source, first=0, test=.3, seed=0):
     "`df` in whole numbers and known roles; raises `InputError` naming `source` and the row, counted from `first`"
-    df = _with_columns(df, source)
-    blind, path = 'camid' not in df, df.fn.astype(str)
-    _refuse(df.fn.notna() & (path.str.strip()!=''), df, 'fn', source, first, 'give the path of a picture')
-    df = _numbered(df.assign(fn=path, camid=0 if blind else df.camid), source, first)
+    df = _with_columns(df, source, first)
+    df = _numbered(df.assign(camid=df.get('camid', 0)), source, first)
     if 'role' in df: _refuse(df.role.isin(_ROLES), df, 'role', source, first, f'take {", ".join(_ROLES)}')
     if 'occluded' in df: df['occluded'] = _truth(df, source, first)
     _refuse(df.pid==df.groupby('fn').pid.transform('first'), df, 'fn', source, first,
             'above it is another person; a picture shows one, drop the wrong row')
+    _refuse(~df.duplicated(['fn', *{'role'} & {*df}]), df, 'fn', source, first, 'it stands above already; drop one row')
     single = df.camid.nunique()<2
     df = _with_roles(from_one(df, source), source, test, seed)
-    if blind: df['camid'] = (df.role=='gallery').astype(int)
     if single and df.camid.nunique()>1:
         print(f'{source}: no two cameras are known, so the gallery counts as a second one: kinder than life')
     return df
@@ -183,9 +178,9 @@ def _with_roles(df, source, test, seed):
     train = df.role=='train'
     known = df.pid[train & (df.pid>0)]
     both = set(known) & set(df.pid[df.role=='test'])
-    if not both: return _with_queries(df) if 'test' in set(df.role) else df
+    if not both: return _with_queries(df)
     why = f'{len(both)} people are in train and in {"".join(tested)}, and a test on them measures memory'
-    return _held_out(df.drop(columns='role'), source, why, test, seed)
+    return _held_out(df.drop(columns='role').drop_duplicates('fn'), source, why, test, seed)
 
 def _held_out(df, source, why, test, seed):
     "`df` with people held out, and a line that says `why`"

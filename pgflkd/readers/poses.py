@@ -8,11 +8,11 @@ __all__ = ['to_coco', 'picture_sizes', 'read_keypoints']
 # %% ../../nbs/engine/15_poses.ipynb #cell0003
 import json, os, posixpath, re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 import numpy as np
-from PIL import Image, ImageOps
 from ..errors import InputError, need, refusing
-from ..files import list_pictures
+from ..files import list_pictures, open_picture, with_bar
 from ..keypoints import KeypointStore, find_names
 from ..pose import COCO_JOINTS
 
@@ -61,7 +61,7 @@ def _people(doc, name, order):
         kind, doc = ('openpose', {name: doc}) if 'people' in doc or 'bodies' in doc else ('alphapose', doc)
         return kind, {k: [_body(p, order) for p in o['people' if 'people' in o else 'bodies']] for k,o in doc.items()}
     found = {}
-    for o in doc: found.setdefault(str(o['image_id']), []).append(_body(o, order))
+    for o in doc: found.setdefault(o['image_id'], []).append(_body(o, order))
     return 'results', found
 
 def _stated(doc):
@@ -80,17 +80,13 @@ def _images(doc):
 def _coco(doc, order):
     "(name -> people, name -> (H,W) or nothing) of COCO annotations"
     images, orders = _images(doc), _stated(doc)
-    covered = .5 if any('num_keypoints' in o for o in doc['annotations']) else 1
-    people, sizes = {o['file_name']: [] for o in images.values()}, {}
+    people = {o['file_name']: [] for o in images.values()}
     for o in doc['annotations']:
-        name = images[o['image_id']]['file_name'] if o['image_id'] in images else str(o['image_id'])
+        name = images[o['image_id']]['file_name'] if o['image_id'] in images else o['image_id']
         names = order or orders.get(o.get('category_id')) or orders.get(None)
         need(names or not orders, f'a person in {name} has no category with joints; give it one, or order=')
-        joints, score = _body(o, names)
-        people.setdefault(name, []).append((joints*[1,1,covered], score*(1 if 'score' in o else covered)))
-    for o in images.values():
-        if 'height' in o and 'width' in o: sizes[o['file_name']] = o['height'], o['width']
-    return people, sizes
+        people.setdefault(name, []).append(_body(o, names))
+    return people, {o['file_name']: (o['height'], o['width']) for o in images.values() if 'height' in o}
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0015
 def _market_csv(path):
@@ -114,13 +110,8 @@ def picture_sizes(
 )->dict:             # path below `folder` -> (H,W) as it is seen upright; what cannot be opened is left out
     "The pictures under `folder` and their sizes; raises `InputError` if there are none"
     sizes = {}
-    for path in list_pictures(folder):
-        try:
-            with Image.open(path) as im:
-                turned = im.getexif().get(0x0112, 1) > 4                       # stored on its side; Pillow turns a TIFF
-                size = ImageOps.exif_transpose(im).size if turned else im.size
-        except Exception: continue       # no picture, whatever Pillow calls it
-        sizes[Path(path).relative_to(folder).as_posix()] = size[::-1]
+    for path in with_bar(list_pictures(folder)):
+        with suppress(InputError): sizes[Path(path).relative_to(folder).as_posix()] = open_picture(path).size[::-1]
     need(sizes, f'{folder}: no pictures; give the folder of the pictures that the keypoints belong to')
     return sizes
 
@@ -176,6 +167,8 @@ def read_keypoints(
         raise e if named else InputError(f'{path}: {e}') from None
     standing = order or kind=='coco' or _standing(store.joints)
     need(standing, f'{path}: of most people the feet lie above the head; give order=, the names of the joints')
+    need(not _in_a_quarter(store), f'{path}: nearly all joints lie in the upper left quarter of their pictures; '
+         'they belong to smaller pictures: give those, or scale the joints')
     return store
 
 def _standing(joints):
@@ -184,6 +177,12 @@ def _standing(joints):
     head = np.fmax.reduce(y[:,:5], 1)
     feet = np.fmin.reduce(y[:,15:], 1)
     return (head>feet).sum() <= (head<=feet).sum()
+
+def _in_a_quarter(store):
+    "Whether nine of ten joints, of more than two hundred, lie in the upper left quarter of their pictures"
+    inside = (2*store.joints[...,:2]<=store.size[:,None,::-1]).all(-1)
+    inside = inside[store.joints[...,2]>0]
+    return len(inside)>200 and inside.mean()>.9
 
 def _fitting(names, sizes, images):
     "name in the file -> those of the pictures `sizes` in the folder `images` that it fits"
@@ -195,6 +194,8 @@ def _fitting(names, sizes, images):
 
 def _store(path, kind, people, stated, images, size):
     "The store of `people`, under the names and with the sizes of the pictures in `images`"
+    for name in people:
+        need(isinstance(name, str), f'{path}: image_id {name} is a number; write file names, or list the images by id')
     names = _plain(people)
     need(len(set(names))==len(names), f'{path}: two names are one picture; put folders before names, or drop one')
     old = dict(zip(names, people))
