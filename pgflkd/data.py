@@ -131,11 +131,12 @@ def _places(df, n, stored):
 
 def row_joints(
     df:pd.DataFrame, # the table
-    joints=None,     # (n,17,3) in pixels of the stored pictures, a path to an .npz that holds such `joints`, or None
+    joints=None,     # (n,17,3) in pixels of the pictures, an .npz with such `joints`, a `KeypointStore`, or None
 )->np.ndarray:       # (len(df),17,3) float32, zeros where there is no pose
-    "The `joints` of each row of `df`: an array of `len(df)` goes row by row, anything else by the column `joints`"
+    "The `joints` of each row of `df`: an array of `len(df)` row by row, a store by names, else by the column `joints`"
     poses = np.zeros((len(df),17,3), np.float32)
     if joints is None: return poses
+    if hasattr(joints, 'align'): return row_joints(df.drop(columns='joints', errors='ignore'), joints.align(df))
     stored = isinstance(joints, (str,Path))
     joints = np.asarray(_stored_joints(joints) if stored else joints, np.float32)
     need(joints.shape[1:]==(17,3), f'joints has shape {joints.shape}; it should be (n,17,3)')

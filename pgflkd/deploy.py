@@ -193,7 +193,7 @@ def _said(student, facts, plain):
     "Size, stats and `facts`, with what the card of `student` says as long as `plain` is the network it says it of"
     dls  = getattr(student, 'dls', None)
     told = dict(stats=_IMAGENET) | getattr(student, 'card', {})
-    card = told | (dict(size=dls.size, stats=dls.stats) if dls else {}) | facts
+    card = told | (dict(size=dls.size, stats=dls.stats) if hasattr(dls, 'size') else {}) | facts
     need('size' in card, 'export: give size=(H,W), that of the pictures in training')
     own  = _weights(_kept(plain))
     same = told.get('weights', own)==own and _fed(card | told)==_fed(card)

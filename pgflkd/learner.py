@@ -228,6 +228,7 @@ ABLATION = {i: dict(zip(_SWITCHES, map(bool, row))) for i,row in enumerate(_ROWS
 @patch
 def evaluate(self:Learner) -> pd.DataFrame: # a row a query set: mAP in both AP forms, mINP, CMC, number of queries
     "Rank the gallery for every query set of the table, with f_G after its BNNeck, cosine distance, nothing of pose"
+    need(hasattr(self.dls, 'test_df'), 'these loaders have no table to test on; give learn.dls those of `reid_dls`')
     with self.no_bar(): self.validate()
     return pd.DataFrame([dict(query_set=name, **r.row()) for name,r in self.rank_gallery.results.items()])
 

@@ -73,7 +73,7 @@ def reciprocal_blocks(
     "The distances of `k_reciprocal`, for `evaluate_features(..., rerank=reciprocal_blocks)`; raises `InputError`"
     n = len(q)+len(g)
     need(1<=k2<=k1+1<=n and 0<=lam<=1, f'k1={k1}, k2={k2}, lam={lam}: want 1 <= k2 <= k1+1 <= {n} '
-                                       '(the number of pictures) and lam in [0,1]')
+                                       '(the number of pictures; of fewer leave re-ranking out) and lam in [0,1]')
     q, g, _ = _features(q, g)
     v, far = _known(torch.cat([_rows(o, 0, len(o), 1, 'cpu') for o in (q,g)]), k1, k2, memory)
     known_by, i = v[len(q):].tocsc(), 0

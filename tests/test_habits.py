@@ -128,6 +128,8 @@ def test_export(df, trained):
     again = load_learner(trained.path/'learner.pkl')
     fn = trained.dls.test_df.fn[7]
     torch.testing.assert_close(again.predict(fn)[-1], trained.predict(fn)[-1])
+    for asked in (again.evaluate, lambda: again.save_student(trained.path/'again.safetensors')):
+        with pytest.raises(InputError, match='give'): asked()                          # it knows no table and no size
 
 def test_tta_validate(trained):
     assert trained.tta(n=1)[0].shape[0]==len(trained.dls.test_df)

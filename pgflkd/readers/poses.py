@@ -51,7 +51,8 @@ _KEYS = ('keypoints','pose_keypoints_2d','pose_keypoints','joints')
 
 def _body(o, order):
     "(joints (17,3), score) of the person `o`"
-    numbers = next(o[k] for k in _KEYS if k in o)
+    numbers = next((o[k] for k in _KEYS if k in o), None)
+    need(numbers is not None, f'a person has {", ".join(map(str, o))} and none of {", ".join(_KEYS)}: no joints')
     joints = to_coco(np.array(numbers, float).reshape(-1,3), order)
     return joints, float(o.get('score', np.nan_to_num(joints[:,2]).mean()))
 
