@@ -346,6 +346,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'pgflkd.data._check_test': ('course/data.html#_check_test', 'pgflkd/data.py'),
                              'pgflkd.data._epoch_batches': ('course/data.html#_epoch_batches', 'pgflkd/data.py'),
                              'pgflkd.data._epoch_length': ('course/data.html#_epoch_length', 'pgflkd/data.py'),
+                             'pgflkd.data._in_pixels': ('course/data.html#_in_pixels', 'pgflkd/data.py'),
                              'pgflkd.data._loaders': ('course/data.html#_loaders', 'pgflkd/data.py'),
                              'pgflkd.data._most_alike': ('course/data.html#_most_alike', 'pgflkd/data.py'),
                              'pgflkd.data._open_camid': ('course/data.html#_open_camid', 'pgflkd/data.py'),

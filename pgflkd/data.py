@@ -129,6 +129,15 @@ def _places(df, n, stored):
     need(enough, f'joints has {n} rows and the table needs {last+1}; give the poses of these pictures')
     return at
 
+def _in_pixels(poses):
+    "A joint of `poses` without a place is not seen, COCO's 2 is certain; raises `InputError` for shares and percents"
+    poses[~np.isfinite(poses).all(-1)] = 0
+    sure = poses[...,2]
+    need(sure.max(initial=0)<=10, f'confidences run to {sure.max(initial=0):g}; divide them, 1 means certain')
+    sure.clip(0, 1, out=sure)
+    need(not sure.any() or poses[sure>0,:2].max()>1.5, 'joints run from 0 to 1; multiply them by width and height')
+    return poses
+
 def row_joints(
     df:pd.DataFrame, # the table
     joints=None,     # (n,17,3) in pixels of the pictures, an .npz with such `joints`, a `KeypointStore`, or None
@@ -143,12 +152,7 @@ def row_joints(
     at = _places(df, len(joints), stored)
     has = at>=0
     poses[has] = joints[at[has]]
-    poses[~np.isfinite(poses).all(-1)] = 0
-    sure = poses[...,2]
-    need(sure.max(initial=0)<=10, f'confidences run to {sure.max(initial=0):g}; divide them, 1 means certain')
-    sure.clip(0, 1, out=sure)
-    need(not sure.any() or poses[sure>0,:2].max()>1.5, 'joints run from 0 to 1; multiply them by width and height')
-    return poses
+    return _in_pixels(poses)
 
 # %% ../nbs/course/03_data.ipynb #cell0025
 class _PidClass(DisplayedTransform):
@@ -273,9 +277,9 @@ def show_results(x:People, y, samples, outs, max_n=9, best=5, **kwargs):
     "A row a query: the picture, then those of the batch that are most like it; green the same person, red another"
     images, pid = x[0], x[2][:,1]
     cosine, near = _most_alike(y[2], pid, x[3], best)
-    queries = np.linspace(0, len(pid)-1, min(max_n, len(pid))).astype(int)
-    shape = len(queries), near.shape[1]+1
-    axs = np.reshape(get_grid(math.prod(shape), *shape, figsize=(shape[1], 1.8*shape[0])), shape)
+    n, m = min(max_n, len(pid)), near.shape[1]+1
+    queries = np.linspace(0, len(pid)-1, n).astype(int)
+    axs = np.reshape(get_grid(n*m, n, m, figsize=(m, 1.8*n)), (n,m))
     for i,(first,*row) in zip(queries, axs):
         show_image(images[i], ctx=first, title=f'person {pid[i]}')
         for ctx,k in zip(row, near[i]):

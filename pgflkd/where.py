@@ -61,9 +61,8 @@ class Where(Baseline):
         with evaluating(self):
             fmap = self.body(x)
             f_g, f_a = self.pool(fmap), self.under(fmap, self.attend(fmap))
-            true = self.under(fmap, hint.person)
-            halves = dict(f_g=self.neck_g.bn(f_g), f_a=self.neck_a.bn(f_a))
-            return halves | dict(f_w=self.join(f_g, f_a), f_t=self.join(f_g, true))
+            f_w, f_t = self.join(f_g, f_a), self.join(f_g, self.under(fmap, hint.person))
+            return dict(f_g=self.neck_g.bn(f_g), f_a=self.neck_a.bn(f_a), f_w=f_w, f_t=f_t)
 
 # %% ../nbs/course/13_where.ipynb #cell0012
 class OnPerson:
@@ -121,9 +120,7 @@ class Alike:
 class Focus:
     "A term: minus the log of the share of the response that lies where joints were seen. Not in the paper"
     name, needs_pose = 'focus', True
-    def __init__(self,
-        weight:float=1., # in the sum of `Terms`
-    ): self.weight = weight
+    def __init__(self, weight:float=1.): self.weight = weight # in the sum of `Terms`
     def term(self, out, yb):
         need(out.get('hint') is not None, 'Focus learns from poses: give `reid_dls` the joints')
         fmap, person = (t.as_subclass(torch.Tensor) for t in (out['fmap'], out['hint'].person))

@@ -26,8 +26,7 @@ def learned(dls):
 def prior(dls):
     "One fixed map of weights: the mean of `person` over training pictures"
     from pgflkd.where import Prior
-    batches = itertools.islice(dls.train, 8)
-    return Prior(sum(hint.person.mean(0).cpu() for _, hint, *_ in batches)/8)
+    return Prior(sum(hint.person.mean(0).cpu() for _, hint, *_ in itertools.islice(dls.train, 8))/8)
 
 @dataclass(frozen=True)
 class Row:

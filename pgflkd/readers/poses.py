@@ -87,7 +87,7 @@ def _coco(doc, order):
         names = order or orders.get(o.get('category_id')) or orders.get(None)
         need(names or not orders, f'a person in {name} has no category with joints; give it one, or order=')
         people.setdefault(name, []).append(_body(o, names))
-    return people, {o['file_name']: (o['height'], o['width']) for o in images.values() if 'height' in o}
+    return people, {o['file_name']: (o['height'], o['width']) for o in images.values() if {'height','width'}<={*o}}
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0015
 def _market_csv(path):
