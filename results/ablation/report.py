@@ -30,10 +30,10 @@ def recorded(
     name:str='runs',     # runs, diagnosis, history or stress
     rows:list|None=None, # only these rows of the plan
 ):                       # a table; None if nothing was recorded
-    "What was recorded in `folder`"
-    path = HERE/folder/f'{name}.csv'
-    if not path.exists(): return None
-    df = pd.read_csv(path)
+    "What was recorded in `folder`, here or in earlier/"
+    path = next((o for o in (HERE/folder, HERE/'earlier'/folder) if (o/f'{name}.csv').exists()), None)
+    if path is None: return None
+    df = pd.read_csv(path/f'{name}.csv')
     return df if rows is None else df[df.row.isin(rows)]
 
 def gains(
