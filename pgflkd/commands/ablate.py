@@ -39,7 +39,7 @@ class Row:
     hide:float=0.             # share of the training pictures that get a random obstacle
     scale:float=10.           # of the softmax of Eq. 1
     aligned:bool=False        # joints drawn half a cell further, where the map shows them: see `reid_dls`
-    wrong:str=''              # a placebo in the place of the pose, see `WrongPose`
+    wrong:str=''              # a placebo: of the pose, see `WrongPose`; 'texture': of SAN's, see `WrongTexture`
     pair:bool=False           # each training picture a second time, behind an obstacle
     painter:int=0             # height of the textures that SAN's painter learns; 0: no painter
     def __str__(self):
@@ -133,6 +133,7 @@ def _san():
     return {
         'reconstruction':     paints,
         'SAN':                replace(paints, terms=(PaintTriplets,)),
+        'SAN other':          replace(paints, terms=(PaintTriplets,), wrong='texture'),
         'SAN summed':         replace(paints, terms=(ReleasedTriplets,)),
         'PGFL-KD and SAN':    replace(full, terms=(*full.terms, PaintTriplets), painter=64),
     }
@@ -214,7 +215,7 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     "The untrained learner of `row` under `recipe`; raises `InputError` for weights that do not fit"
     from fastai.torch_core import set_seed
     from fastai.vision.core import imagenet_stats
-    from pgflkd.callbacks import CoveredCopy, WarmDistillation, WrongPose
+    from pgflkd.callbacks import CoveredCopy, WarmDistillation, WrongPose, WrongTexture
     from pgflkd.data import reid_dls
     from pgflkd.learner import pgflkd_learner, san_learner, where_learner
     from pgflkd.occlude import HidePerson
@@ -226,7 +227,7 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     dls = reid_dls(df, joints, **recipe.data, **drawn, seed=seed, num_workers=num_workers)
     cbs = [BF16()]*fast_bf16(dls.device)
     if row.warm: cbs.append(WarmDistillation(row.warm))
-    if row.wrong: cbs.append(WrongPose(row.wrong))
+    if row.wrong: cbs.append(WrongPose(row.wrong) if row.wrong!='texture' else WrongTexture())
     if row.pair: cbs.append(CoveredCopy(hide(1.)))
     terms = [term for term in (make() for make in row.terms) if term.weight]
     how = dict(recipe=recipe, terms=terms, cbs=cbs)
