@@ -48,6 +48,7 @@ def _rest_of(fns, estimator, part, bs, every, progress):
     "(stores of all of `fns`, bad pictures), going on from the file `part`"
     done, bad = [KeypointStore.load(part)] if part.exists() else [], []
     known, when = (set(done[0].names.tolist()), part.stat().st_mtime) if done else (set(), 0)
+    if done: print(f'goes on after {len(known)} pictures of {len(fns)}; remove {part} to begin anew')
     todo = [name for name,fn in fns.items() if name not in known or os.stat(fn).st_ctime>when]  # or replaced since
     starts = range(0, len(todo), bs)
     for k,i in enumerate(with_bar(starts, 1) if progress else starts, 1):

@@ -157,6 +157,16 @@ def test_stopped_run_goes_on(folder, tmp_path):
     test_fail(lambda: estimate_poses(folder, Counting(), out, progress=False), contains='give another name',
               exc=InputError)
 
+def test_what_goes_on_says_so(folder, tmp_path, capsys):
+    "An estimator that was mended meanwhile has the old name: the line says which file to remove"
+    out = tmp_path/'k.npz'
+    with pytest.raises(KeyboardInterrupt): estimate_poses(folder, Counting(stop=3), out, bs=4, every=2, progress=False)
+    part, = tmp_path.glob('.k.npz*part*')
+    assert not capsys.readouterr().out
+    n = len(KeypointStore.load(part))
+    estimate_poses(folder, Counting(), out, bs=4, progress=False)
+    assert f'goes on after {n} pictures of 27; remove {part} to begin anew' in capsys.readouterr().out
+
 def test_a_picture_that_was_replaced_meanwhile_is_estimated_again(folder, tmp_path):
     out = tmp_path/'k.npz'
     with pytest.raises(KeyboardInterrupt): estimate_poses(folder, Counting(stop=3), out, bs=4, every=1, progress=False)
