@@ -18,6 +18,17 @@ from .files import file_sum, open_picture, write_whole
 # %% ../nbs/engine/14_keypoints.ipynb #cell0006
 _ODD = .15     # share of odd joints that is still an estimator's
 
+def _sure_joints(joints, source):
+    "A copy of `joints` (n,17,3), confidences in [0,1]: without a place 0, of COCO's labels 1 is covered and 2 seen"
+    joints = np.array(joints, np.float32)
+    joints[~np.isfinite(joints).all(-1)] = 0
+    sure = joints[...,2]
+    top = sure.max(initial=0)
+    need(top<=10, f'{source}: confidences run to {top:g}; divide them, 1 means certain')
+    if top==2 and not (sure%1).any(): sure /= 2
+    sure.clip(0, 1, out=sure)
+    return joints
+
 @dataclass
 class KeypointStore:
     "Joints of pictures by their names; raises `InputError` on arrays that do not fit"
@@ -29,14 +40,9 @@ class KeypointStore:
     def __post_init__(self):
         with refusing(f'{self.source}: cannot be used', 'names must be text and joints numbers'):
             self.names = np.asarray(self.names, str)
-            self.joints = np.array(self.joints, np.float32)
+            self.joints = np.asarray(self.joints, np.float32)
         self._check_shapes()
-        self.joints[~np.isfinite(self.joints).all(-1)] = 0
-        sure = self.joints[...,2]
-        top = sure.max(initial=0)
-        self._need(top<=10, f'confidences run to {top:g}; divide them, 1 means certain')
-        if top==2 and not (sure%1).any(): sure /= 2                  # no confidences: COCO's 1 is covered, 2 seen
-        sure.clip(0, 1, out=sure)
+        self.joints = _sure_joints(self.joints, self.source)
         self._check_places()
     def __len__(self): return len(self.names)
     def __repr__(self):

@@ -16,7 +16,7 @@ from fastai.vision.core import imagenet_stats
 from .augment import RandomPerson
 from .errors import need
 from .files import cache_folder, file_state, fingerprint, made_once, open_picture, with_bar
-from .keypoints import KeypointStore
+from .keypoints import KeypointStore, _sure_joints
 from .world import camera, capsules, people, scenery, wardrobe
 from .world.camera import hide_joints, obstacle_layer
 from .world.scenery import OBSTACLES
@@ -93,11 +93,12 @@ def _prepared(df, joints):
     "`df` with all columns that copies need, and `joints` as (len(df),17,3)"
     df = df.reset_index(drop=True).drop(columns='joints', errors='ignore')        # it counts in another array
     for column,nothing in _WANTED.items(): df[column] = df[column].fillna(nothing) if column in df else nothing
-    df['query_set'] = df.query_set.mask((df.role=='query') & (df.query_set==''), 'holistic')
+    own = np.where(df.occluded.astype(bool), 'occluded', 'holistic')
+    df['query_set'] = df.query_set.mask((df.role=='query') & (df.query_set==''), own)
     shape = len(df), 17, 3
     joints = np.zeros(shape, np.float32) if joints is None else np.asarray(joints, np.float32)
     need(joints.shape==shape, f'joints: {joints.shape} for a table of {len(df)} rows; give {shape}, see KeypointStore')
-    return df, joints
+    return df, _sure_joints(joints, 'joints')
 
 def _whole(df, role, what):
     "The holistic rows of `role`, of which there must be one"
@@ -108,7 +109,9 @@ def _whole(df, role, what):
 
 def _added(df, joints, new, poses):
     "`df` followed by `new`, and their joints row by row"
-    return pd.concat([df, new], ignore_index=True), np.concatenate([joints, poses])
+    both = pd.concat([df, new], ignore_index=True)
+    both.attrs.pop('dataset', None)                  # copies are no queries of the benchmark
+    return both, np.concatenate([joints, poses])
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0017
 def _usual(own, size, rng, wanted):
@@ -185,6 +188,7 @@ def make_partial(
     rest = np.setdiff1d(np.arange(len(df)), rows)
     back = np.argsort(np.concatenate([rest, rows]))
     table, joints = _added(df.iloc[rest], joints[rest], new, poses)
+    if 'dataset' in df.attrs: table.attrs['dataset'] = f'partial_{df.attrs["dataset"]}'
     return table.iloc[back].reset_index(drop=True), joints[back]
 
 # %% ../nbs/engine/18_occlude.ipynb #cell0031

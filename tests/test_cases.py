@@ -31,10 +31,10 @@ from pgflkd.datasets import from_df, from_folders, from_names, read_data, read_m
 from pgflkd.errors import InputError
 from pgflkd.files import check_pictures, list_pictures, open_picture
 from pgflkd.keypoints import KeypointStore
-from pgflkd.occlude import paste_obstacles
+from pgflkd.occlude import make_partial, paste_obstacles
 from pgflkd.pose import COCO_JOINTS
-from pgflkd.protocols import mean_queries
-from pgflkd.readers.folders import join_tables, split_people
+from pgflkd.protocols import benchmark_table, mean_queries, paper_says
+from pgflkd.readers.folders import join_tables, split_people, validation_cut
 from pgflkd.readers.poses import read_keypoints
 
 @pytest.fixture(autouse=True)
@@ -219,6 +219,12 @@ def test_names_of_two_systems(tmp_path):
     store = KeypointStore([f'Ren{chr(0x65)}{chr(0x301)}.jpg'], np.full((1,17,3), 30.)*[1,1,1/60])
     assert store.align(pd.DataFrame(dict(fn=['/x/Ren\u00e9.jpg'], pid=1)))[0,0,2]>0
 
+def test_an_order_for_a_store(tmp_path):
+    "A store is in COCO's order; an order that is said is obeyed"
+    joints = np.random.default_rng(0).uniform(2, 60, (9, 17, 3)) * [1, 2, 0] + [0, 0, .9]
+    KeypointStore([f'{i}.jpg' for i in range(9)], joints[:, ::-1], (128, 64)).save(tmp_path/'k.npz')
+    assert np.allclose(read_keypoints(tmp_path/'k.npz', order=COCO_JOINTS[::-1]).joints, joints)
+
 def test_b08_a_number_is_no_order(tmp_path, capsys):
     put(tmp_path/'kp/a.jpg', 0, size=(128,64))
     (tmp_path/'c.json').write_text(json.dumps([dict(image_id='a.jpg', keypoints=flat_places(14, .9), score=1)]))
@@ -316,6 +322,32 @@ def test_copies_are_of_these_pictures(tmp_path):
     assert copy(df.assign(camid=[2,1]))!=first
     put(tmp_path/'q.jpg', 3, size=(66,30))
     assert copy(df)!=first
+
+def small_duke(folder, **columns):
+    "Four people, a query and a gallery picture each, as `read_duke` leaves them"
+    rows = [dict(fn=str(folder/f'{role}{pid}.jpg'), pid=pid, camid=cam, role=role)
+            for pid in range(1, 5) for cam, role in enumerate(('query', 'gallery'))]
+    for o in rows: put(Path(o['fn']), o['pid'], o['camid'], size=(66, 30))
+    df = pd.DataFrame(rows).assign(**columns)
+    df.attrs['dataset'] = 'duke'
+    return df
+
+def test_occluded_queries_are_not_holistic(tmp_path):
+    "A table of one's own says `occluded` and names no query sets: those queries are the set occluded"
+    df = small_duke(tmp_path, occluded=[True, False]*2 + [False]*4)
+    for made in (paste_obstacles(df)[0], make_partial(df, role='query')[0], make_partial(df)[0]):
+        asked = made[(made.role=='query') & (made.query_set!='partial')]
+        assert (asked.occluded==(asked.query_set=='occluded')).all() and set(made.query_set[made.role=='gallery'])=={''}
+
+def test_the_papers_row_stands_beside_its_own_benchmark(tmp_path):
+    "Copies, a cut of the training people and a split of one's own are other tests; half of Duke cut is Partial-Duke"
+    df = small_duke(tmp_path)
+    def says(df): return set(benchmark_table(np.eye(len(df)), df)['paper, baseline'])
+    assert says(df)=={paper_says('duke', 'baseline')}
+    assert says(make_partial(df)[0])=={paper_says('partial_duke', 'baseline')}
+    for other in (paste_obstacles(df)[0], make_partial(df, role='query')[0]): assert says(other)=={'-'}
+    assert not validation_cut(df.assign(role='train'), .5).attrs and not split_people(df).attrs
+    assert df.attrs==dict(dataset='duke')
 
 # --- tables, names, folders -----------------------------------------------------------------------
 

@@ -47,7 +47,9 @@ def _with_queries(df, *kinds):
     first = ~df.sort_values('fn', kind='stable').duplicated(['pid', 'camid', *kinds]).reindex(df.index)
     role = df.role.where(df.role!='test', np.where(first, 'query', 'gallery'))
     other = (role=='gallery') & ~df.fn.isin(df.fn[role=='query'])              # no picture is an answer to itself
-    return df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else other.astype(int))
+    df = df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else other.astype(int))
+    df.attrs.pop('dataset', None)              # the benchmark asks for others
+    return df
 
 # %% ../../nbs/engine/17_folders.ipynb #cell0011
 def validation_cut(

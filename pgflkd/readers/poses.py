@@ -9,6 +9,7 @@ __all__ = ['to_coco', 'picture_sizes', 'read_keypoints']
 import json, os, posixpath, re
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from ..errors import InputError, need, refusing
@@ -158,7 +159,9 @@ def read_keypoints(
     "The keypoints at `path`, whatever wrote them; raises `InputError` if unknown, unreadable or about other pictures"
     path = Path(path).expanduser()
     need(path.exists(), f'{path}: no such file or folder; give the keypoints')
-    if path.suffix=='.npz': return KeypointStore.load(path, size)
+    if path.suffix=='.npz':
+        store = KeypointStore.load(path, size)
+        return replace(store, joints=to_coco(store.joints, order))
     try:
         with refusing(f'{path}: cannot be read as keypoints', 'see the formats in the guide on keypoints'):
             kind, people, stated = _read(path, order)
