@@ -10,6 +10,7 @@ __all__ = ['check_table', 'open_picture', 'ResizePerson', 'row_joints', 'PKDL', 
 # %% ../nbs/course/03_data.ipynb #cell0003
 import math, random, sys, warnings
 from collections import Counter
+from contextlib import suppress
 from itertools import cycle, islice
 from numbers import Real
 from pathlib import Path
@@ -24,7 +25,7 @@ from fastai.vision.core import PILImage, TensorImage, imagenet_stats, show_image
 from fastai.vision.data import get_grid
 from . import files
 from .augment import ErasePerson, FlipPerson, ShiftPerson
-from .errors import extra, need, refusing
+from .errors import InputError, extra, need, refusing
 from .pose import Hint, TensorPose, draw_hint
 from .readers import folders
 
@@ -110,10 +111,10 @@ class ResizePerson(ItemTransform):
 
 # %% ../nbs/course/03_data.ipynb #cell0021
 def _stored_joints(path):
-    "The array `joints` in the keypoint store `path`"
+    "The array `joints` in the keypoint store `path`, and its `names` or None"
     need(Path(path).is_file(), f'{path}: no such file; give the keypoint store (.npz)')
     with refusing(f'{path}: cannot be read as an .npz with the array joints', 'write it with KeypointStore.save'):
-        with np.load(path) as store: return store['joints']
+        with np.load(path) as store: return store['joints'], store.get('names')
 
 def _places(df, n, stored):
     "Which of `n` poses each row of `df` has, negative: none"
@@ -126,14 +127,24 @@ def _places(df, n, stored):
              'drop that column, or give the path of the .npz it points into')
         return by_row
     enough = last<n and 'joints' in df
-    need(enough, f'joints has {n} rows and the table needs {last+1}; give the poses of these pictures')
+    need(enough, f'joints has {n} rows and the table needs {last+1}; give the poses of these pictures, '
+                 'of a store by their names: KeypointStore.load(path)')
     return at
 
+def _check_names(df, at, names):
+    "Refuse places `at` where the `names` of a store say that the picture is another one than in `df`"
+    own, stored = (np.array([Path(str(o)).stem for o in fns]) for fns in (df.fn, names))
+    other = df.fn[(at>=0) & (own!=stored[at]) & np.isin(own, stored)]
+    need(not len(other), lambda: f'{other.iloc[0]}: the column joints points to the pose of another picture '
+         f'({len(other)} do); drop that column and give KeypointStore.load(path)')
+
 def _in_pixels(poses):
-    "A joint of `poses` without a place is not seen, COCO's 2 is certain; raises `InputError` for shares and percents"
+    "A joint of `poses` without a place is not seen, of COCO's labels 2 is; raises `InputError` for shares and percents"
     poses[~np.isfinite(poses).all(-1)] = 0
     sure = poses[...,2]
-    need(sure.max(initial=0)<=10, f'confidences run to {sure.max(initial=0):g}; divide them, 1 means certain')
+    top = sure.max(initial=0)
+    need(top<=10, f'confidences run to {top:g}; divide them, 1 means certain')
+    if top==2 and not (sure%1).any(): sure /= 2                      # 1 is covered
     sure.clip(0, 1, out=sure)
     need(not sure.any() or poses[sure>0,:2].max()>1.5, 'joints run from 0 to 1; multiply them by width and height')
     return poses
@@ -147,12 +158,14 @@ def row_joints(
     if joints is None: return poses
     if hasattr(joints, 'align'): return row_joints(df.drop(columns='joints', errors='ignore'), joints.align(df))
     stored = isinstance(joints, (str,Path))
-    joints = np.asarray(_stored_joints(joints) if stored else joints, np.float32)
+    joints, names = _stored_joints(joints) if stored else (joints, None)
+    joints = np.array(joints, np.float32)
     need(joints.shape[1:]==(17,3), f'joints has shape {joints.shape}; it should be (n,17,3)')
     at = _places(df, len(joints), stored)
+    if names is not None: _check_names(df, at, names)
     has = at>=0
-    poses[has] = joints[at[has]]
-    return _in_pixels(poses)
+    poses[has] = _in_pixels(joints)[at[has]]
+    return poses
 
 # %% ../nbs/course/03_data.ipynb #cell0025
 class _PidClass(DisplayedTransform):
@@ -342,6 +355,19 @@ def _sets(df, poses, targets):
     splits = [range(n), range(n, n+len(test_rows))]
     return Datasets(L(train_rows+test_rows), opened, splits=splits, n_inp=2), vocab
 
+def _check_places(df, poses):
+    "Refuse `poses` that are for larger or smaller pictures than those of `df`, by a look at some twenty"
+    posed, at = np.flatnonzero(poses[...,2].any(1)), [np.zeros((0,2))]
+    for i in posed[::max(1, len(posed)//20)]:
+        sure = poses[i,:,2] > .3
+        with suppress(InputError): at.append(poses[i,sure,:2]/files.open_picture(df.fn.iloc[i]).size)
+    at = np.concatenate(at)                                                    # as shares of the picture
+    n, odd = len(at), (abs(at-.5)>.5).any(1).sum()
+    need(odd <= max(.15*n, min(17, .5*n)), f'joints: {odd} of {n} lie outside of their pictures; '
+                                           'give them in pixels of the pictures as they are stored')
+    need(n<200 or (at<=.5).all(1).mean()<=.9, 'joints: nearly all lie in the upper left quarter of their pictures; '
+                                              'they are for smaller ones, scale them')
+
 def _cells(size, stride):
     "Pixels a cell (None: 16 for a height of 256 and more, else 8), and the size (h,w) of the maps"
     need(np.shape(size)==(2,), f'size={size}: give (height, width)')
@@ -422,6 +448,7 @@ def reid_dls(
     offset = aligned*(stride-1)/2
     if seed is None: seed = random.getrandbits(31)
     poses = row_joints(df, joints)
+    _check_places(df, poses)
     dsets, vocab = _sets(df, poses, targets)
     ours = [FlipPerson(flip, seed), ShiftPerson(shift, seed+1), ErasePerson(erase, seed+2)]
     batch = [ToFloat(), NormalizePerson(stats), *ours, DrawHint(map_size, size, sigma, scale, stats, offset)]

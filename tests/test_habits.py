@@ -4,6 +4,7 @@ import sys
 import warnings
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import matplotlib
@@ -27,11 +28,13 @@ from pgflkd.augment import RotatePerson
 from pgflkd.baseline import Baseline, FeatureLoss, reid_body
 from pgflkd.callbacks import CoveredCopy, reid_metrics
 from pgflkd.checkpoint import RunLog
-from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
+from pgflkd.data import (People, ReIDDataLoaders, WatchRanking, reid_dls, row_joints, show_results, tensorboard_log,
+                         wandb_process)
 from pgflkd.errors import InputError
 from pgflkd.interpret import show_ranking
+from pgflkd.keypoints import KeypointStore
 from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
-from pgflkd.occlude import HidePerson
+from pgflkd.occlude import HidePerson, paste_obstacles
 from pgflkd.pose import draw_hint
 from pgflkd.precision import precision_of
 from pgflkd.protocols import benchmark_table
@@ -42,7 +45,7 @@ from pgflkd.synthetic import render_world, world_joints
 def df(): return render_world('tiny', progress=False)
 
 def loaders(df, **kwargs):
-    return reid_dls(df, world_joints(df), **{**dict(size=(64, 32), bs=16, per_id=4, seed=0), **kwargs})
+    return reid_dls(df, **{**dict(joints=world_joints(df), size=(64, 32), bs=16, per_id=4, seed=0), **kwargs})
 
 def learner(df, dls=None, cbs=(), **kwargs):
     "A small learner with the callback that every learner of this library has, silent"
@@ -251,6 +254,32 @@ def test_joints_in_other_units(df):
     odd[:, :5, 2] = 2
     seen = reid_dls(df, odd, size=(64, 32), bs=16, per_id=4).valid.one_batch()[1].seen
     assert not seen[:, 1:].any() and seen[:, 0].max()==1 and plain[:, 1:].any()
+
+def test_joints_of_pictures_of_another_size(df):
+    "An array of joints is held against its pictures as a store is: twice as large, half as large"
+    poses = world_joints(df)
+    for factor, why in ((2, 'lie outside of their pictures'), (.4, 'upper left quarter')):
+        with pytest.raises(InputError, match=why): loaders(df, joints=poses*[factor, factor, 1])
+
+def test_labels_of_coco(df):
+    "COCO's 1 is a covered joint: half as sure as 2, in an array as in a store, and under a pasted obstacle less"
+    poses = world_joints(df)
+    poses[..., 2] = np.select([poses[..., 2]>.6, poses[..., 2]>.01], [2, 1])
+    store = KeypointStore([Path(fn).name for fn in df.fn], poses, [Image.open(fn).size[::-1] for fn in df.fn])
+    assert set(store.joints[..., 2].flat)=={0, .5, 1}
+    assert np.array_equal(row_joints(df, poses)[..., 2], store.joints[..., 2])
+    table, both = paste_obstacles(df, joints=poses)
+    assert np.array_equal(row_joints(table, both)[:len(df), :, 2], store.joints[..., 2])
+    assert set(np.unique(both[len(df):, :, 2]))<=set(np.float32([0, .05, .5, 1]))
+
+def test_a_column_that_points_into_another_file(df, tmp_path):
+    "The column `joints` counts rows of the world's own file; a file of the same pictures in another order is refused"
+    names = [Path(fn).name for fn in df.fn]
+    sizes = [Image.open(fn).size[::-1] for fn in df.fn]
+    KeypointStore(names[::-1], world_joints(df)[::-1], sizes[::-1]).save(tmp_path/'k.npz')
+    with pytest.raises(InputError, match='KeypointStore.load'): row_joints(df, tmp_path/'k.npz')
+    with pytest.raises(InputError, match='KeypointStore.load'): row_joints(df.drop(columns='joints'), tmp_path/'k.npz')
+    assert np.array_equal(row_joints(df, KeypointStore.load(tmp_path/'k.npz')), world_joints(df))
 
 def test_optimiser_that_was_said(df):
     "`partial(ReIDAdam, lr=, wd=)` is obeyed, in `fit_recipe`, too"
