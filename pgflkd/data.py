@@ -404,6 +404,7 @@ class ReIDDataLoaders(DataLoaders):
             table = pd.DataFrame([o if isinstance(o, dict) else dict(fn=o) for o in L(table)])
         need('fn' in table, 'test_dl: give a list of paths, or a table with the column fn')
         filled = {name: value for name,value in dict(pid=-1, camid=0).items() if name not in table}
+        need(not filled or not kwargs.get('with_labels'), 'with_labels=True: give a table with pid and camid')
         table = table.assign(**filled)
         return super().test_dl(_rows(table, row_joints(table, joints)), **kwargs)
     def _with(self, df, poses, **facts):

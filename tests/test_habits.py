@@ -124,6 +124,8 @@ def test_test_dl(df, trained):
     with pytest.raises(InputError, match='nobody says who these are'):
         trained.show_results(dl=trained.dls.test_dl(five.fn.tolist()))
     with pytest.raises(InputError, match='a table with the column fn'): trained.dls.test_dl(five[['pid']])
+    for items in (five.fn.tolist(), five[['fn', 'pid']]):
+        with pytest.raises(InputError, match='give a table with pid'): trained.dls.test_dl(items, with_labels=True)
 
 def test_export(df, trained):
     "`learn.export`, `load_learner`, and the loaded one predicts the same"
