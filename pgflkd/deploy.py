@@ -189,9 +189,18 @@ def _fed(card):
     fed   = {name: known.get(name) for name in ('size', 'stats', 'stride', 'student', 'pool')}
     return json.loads(json.dumps(fed, default=lambda o: np.asarray(o).tolist()))
 
+def _handed(dls):
+    "What knows size and stats of the pictures of `dls`; refuses what changes test pictures and would be in no file"
+    valid = getattr(dls, 'valid', None)
+    tfms  = [*valid.after_item.fs, *valid.after_batch.fs] if hasattr(valid, 'per_id') else []
+    own   = [t.name for t in tfms if t.split_idx is None and not type(t).__module__.startswith('pgflkd.')]
+    need(not own, lambda: f'{own[0]} changes test pictures, too, and is in no file: write split_idx=0 into it if it '
+         'is for training; else give learn.model, size= and stats=, and change pictures before you hand them over')
+    return next((t for t in tfms if hasattr(t, 'map_size')), dls)
+
 def _said(student, facts, plain):
     "Size, stats and `facts`, with what the card of `student` says as long as `plain` is the network it says it of"
-    dls  = getattr(student, 'dls', None)
+    dls  = _handed(getattr(student, 'dls', None))
     told = dict(stats=_IMAGENET) | getattr(student, 'card', {})
     card = told | (dict(size=dls.size, stats=dls.stats) if hasattr(dls, 'size') else {}) | facts
     need('size' in card, 'export: give size=(H,W), that of the pictures in training')

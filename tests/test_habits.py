@@ -2,6 +2,7 @@
 import multiprocessing as mp
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +36,20 @@ from pgflkd.interpret import show_ranking
 from pgflkd.keypoints import KeypointStore
 from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
 from pgflkd.occlude import HidePerson, paste_obstacles
+
+from pgflkd.commands.train import _rank_start
+from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
+from pgflkd.deploy import export, load_embedder, load_student
+from pgflkd.errors import InputError
+from pgflkd.interpret import feature_response, show_ranking
+from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
+from pgflkd.metrics import evaluate_features
+from pgflkd.occlude import HidePerson
 from pgflkd.pose import draw_hint
 from pgflkd.precision import precision_of
 from pgflkd.protocols import benchmark_table
 from pgflkd.readers.folders import validation_cut
+from pgflkd.rerank import reciprocal_blocks
 from pgflkd.synthetic import render_world, world_joints
 
 @pytest.fixture(scope='module')
@@ -133,8 +144,26 @@ def test_export(df, trained):
     again = load_learner(trained.path/'learner.pkl')
     fn = trained.dls.test_df.fn[7]
     torch.testing.assert_close(again.predict(fn)[-1], trained.predict(fn)[-1])
-    for asked in (again.evaluate, lambda: again.save_student(trained.path/'again.safetensors')):
-        with pytest.raises(InputError, match='give'): asked()                          # it knows no table and no size
+    with pytest.raises(InputError, match='give'): again.evaluate()                     # it knows no table
+
+def test_export_of_a_loaded_learner(df, tmp_path):
+    "`load_learner` knows size and stats of its pictures; the file had ImageNet's"
+    learner(df, loaders(df, stats=([.5]*3, [.2]*3), path=tmp_path)).export('learner.pkl')
+    again = load_learner(tmp_path/'learner.pkl')
+    card = load_embedder(again.save_student(tmp_path/'again.safetensors')).card
+    assert card['size']==[64, 32] and card['stats']==[[.5]*3, [.2]*3]
+
+def test_transforms_that_no_file_holds(df, tmp_path):
+    "A transform of test pictures, too, is lost in a file and in a table of it; one of training pictures is not missed"
+    class Dark(Transform):
+        def encodes(self, im:PILImage): return PILImage.create((np.asarray(im)*.3).astype(np.uint8))
+    learn = learner(df, loaders(df, item_tfms=Dark()))
+    for asked in (lambda: learn.save_student(tmp_path/'a.safetensors'), lambda: benchmark_table(learn, df)):
+        with pytest.raises(InputError, match='Dark changes test pictures, too, and is in no file'): asked()
+    Dark.split_idx = 0
+    learn = learner(df, loaders(df, item_tfms=Dark(), batch_tfms=Brightness(.8)))
+    f = load_embedder(learn.save_student(tmp_path/'a.safetensors'))(learn.dls.test_df.fn[:5].tolist())
+    torch.testing.assert_close(f, F.normalize(learn.get_preds()[0][:5]), atol=1e-4, rtol=1e-4)
 
 def test_tta_validate(trained):
     assert trained.tta(n=1)[0].shape[0]==len(trained.dls.test_df)
