@@ -95,8 +95,9 @@ def to_baseline(
     alone:bool=False, # a `Where`: its plain average alone, which ranks otherwise than its sum
 ) -> Baseline:        # its body, pool and neck, copied, in evaluation mode
     "The student of `model` as a plain `Baseline`: the same feature, no teacher, no weight shared with `model`"
-    why = 'to_baseline: a Where deploys two averages; export it as it is, or take the plain one alone with alone=True'
-    need(alone or not hasattr(model, 'attend'), why)
+    plain = type(model).forward in (Baseline.forward, PGFLKD.forward)
+    need(alone or plain, f'to_baseline: a {type(model).__name__} deploys another feature than a Baseline: export a '
+         'Where as it is, give features that you computed, or take the plain average alone with alone=True')
     student = Baseline(deepcopy(model.body), model.neck_g.fc.out_features, deepcopy(model.pool))
     student.neck_g = deepcopy(model.neck_g)
     return student.eval()

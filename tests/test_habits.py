@@ -165,6 +165,15 @@ def test_transforms_that_no_file_holds(df, tmp_path):
     f = load_embedder(learn.save_student(tmp_path/'a.safetensors'))(learn.dls.test_df.fn[:5].tolist())
     torch.testing.assert_close(f, F.normalize(learn.get_preds()[0][:5]), atol=1e-4, rtol=1e-4)
 
+def test_student_of_ones_own(df):
+    "A student with another feature than `Baseline` is not measured as one"
+    class Largest(Baseline):
+        def forward(self, x, hint=None):
+            return super().forward(x, hint) if self.training else self.body(x).amax((2, 3))
+    learn = learner(df, student=Largest)
+    with pytest.raises(InputError, match='a Largest deploys another feature'): benchmark_table(learn, df)
+    assert len(benchmark_table(learn.get_preds()[0], df))==3
+
 def test_tta_validate(trained):
     assert trained.tta(n=1)[0].shape[0]==len(trained.dls.test_df)
     loss, mAP, rank1 = trained.validate()
