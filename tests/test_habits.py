@@ -174,6 +174,15 @@ def test_student_of_ones_own(df):
     with pytest.raises(InputError, match='a Largest deploys another feature'): benchmark_table(learn, df)
     assert len(benchmark_table(learn.get_preds()[0], df))==3
 
+def test_start_from_a_file(trained, tmp_path):
+    "pgflkd_train ranks the student in a file with the neck that it has, as it does the shipped one"
+    files, said = ['student', str(export(load_student('student'), tmp_path/'mine.safetensors'))], []
+    clock = SimpleNamespace(watch=lambda *args: None, say=said.append)
+    for file in files:
+        _rank_start(trained.dls, SimpleNamespace(models=['baseline'], how=replace(QUICK, weights=file)), clock)
+    first, second = (line.split(': ', 1)[1] for line in said)
+    assert first==second
+
 def test_tta_validate(trained):
     assert trained.tta(n=1)[0].shape[0]==len(trained.dls.test_df)
     loss, mAP, rank1 = trained.validate()

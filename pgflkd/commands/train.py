@@ -7,6 +7,7 @@ __all__ = ['MODELS', 'make_recipe', 'one_of', 'read_seeds', 'named', 'read_crops
 
 # %% ../../nbs/engine/31_train.ipynb #cell0003
 import ctypes, json, sys, time, warnings
+from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -252,7 +253,7 @@ def _rank_start(dls, s, clock):
     from pgflkd.deploy import load_student
     from pgflkd.interpret import RetrievalInterpretation
     learn = MODELS[s.models[0]](dls, s)
-    if s.how.weights=='student': learn.model = load_student('student')   # with the neck it was trained with
+    with suppress(InputError): learn.model = load_student(s.how.weights)  # with the neck it was trained with, if it has
     name = f'before training ({named(s.how)["weights"]})'
     clock.watch(learn.to_fast(), name)
     found = RetrievalInterpretation.from_learner(learn)
