@@ -115,6 +115,9 @@ def _body(dls, arch, weights, recipe):
     own = isinstance(arch, nn.Module)
     if weights=='recipe': weights = None if own else recipe.weights
     body = reid_body(arch or recipe.arch, weights, dls.size[0]//dls.map_size[0])
+    stats = getattr(body, 'trained_stats', dls.stats)         # of timm, not always those of ImageNet
+    same = torch.allclose(torch.tensor(stats), torch.tensor(dls.stats), atol=.02)
+    need(same, f'the weights of {body.arch} want pictures with stats={stats}; give these to reid_dls')
     if not own: return body
     weight = next(body.parameters(), torch.zeros(1))
     with evaluating(body): fmap = body(torch.zeros(1, 3, *dls.size, dtype=weight.dtype, device=weight.device))

@@ -174,6 +174,18 @@ def test_student_of_ones_own(df):
     with pytest.raises(InputError, match='a Largest deploys another feature'): benchmark_table(learn, df)
     assert len(benchmark_table(learn.get_preds()[0], df))==3
 
+@pytest.mark.skipif(not find_spec('timm'), reason='timm is not installed')
+def test_stats_of_timm(df, monkeypatch):
+    "Weights that want pictures in [-1,1] do not get those less ImageNet's mean"
+    import timm
+    built = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name, weights, **kwargs: built(name, False, **kwargs))
+    kind = dict(arch='vit_tiny_patch16_224', weights='imagenet', recipe=QUICK)
+    for stats, start in (([[.5]*3]*2, 'imagenet'), (([.485, .456, .406], [.229, .224, .225]), None)):
+        baseline_learner(loaders(df, stride=16, stats=stats), **kind | dict(weights=start))
+    with pytest.raises(InputError, match=r'vit_tiny_patch16_224 want pictures with stats=\(\(0.5, 0.5, 0.5'):
+        baseline_learner(loaders(df, stride=16), **kind)
+
 def test_start_from_a_file(trained, tmp_path):
     "pgflkd_train ranks the student in a file with the neck that it has, as it does the shipped one"
     files, said = ['student', str(export(load_student('student'), tmp_path/'mine.safetensors'))], []
