@@ -224,6 +224,7 @@ def evaluate_features(
     rerank:Callable|None=None, # (q, g, memory=...) -> blocks of distances, e.g. `reciprocal_blocks`
 )->Ranking:
     "`evaluate_ranking` of the distances of `q` and `g`, as many queries at a time as `memory` holds, at least one"
+    need(not rerank or metric=='cosine', f"metric '{metric}': rerank has a distance of its own; leave metric out")
     shape = len(q), len(g)
     hits, same_camera, junk = _sides(shape, q_pids, g_pids, q_camids, g_camids)
     blocks = rerank(q, g, memory=memory) if rerank else _blocks(q, g, metric, memory)

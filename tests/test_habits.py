@@ -186,6 +186,11 @@ def test_stats_of_timm(df, monkeypatch):
     with pytest.raises(InputError, match=r'vit_tiny_patch16_224 want pictures with stats=\(\(0.5, 0.5, 0.5'):
         baseline_learner(loaders(df, stride=16), **kind)
 
+def test_metric_beside_rerank():
+    with pytest.raises(InputError, match="metric 'euclidean': rerank has a distance of its own"):
+        evaluate_features(torch.eye(3), torch.eye(3), [1, 2, 3], [1, 2, 3], [0]*3, [1]*3, metric='euclidean',
+                          rerank=reciprocal_blocks)
+
 def test_start_from_a_file(trained, tmp_path):
     "pgflkd_train ranks the student in a file with the neck that it has, as it does the shipped one"
     files, said = ['student', str(export(load_student('student'), tmp_path/'mine.safetensors'))], []
