@@ -52,11 +52,12 @@ def evaluating(
     model:nn.Module, # a network
 ):                   # its device
     "Within it, `model` is in evaluation mode and makes no gradients; afterwards it is in the mode it was found in"
-    training = model.training
+    modes = [(m, m.training) for m in model.modules()]      # a body may be held in evaluation mode
     model.eval()
     try:
         with torch.no_grad(): yield next(model.parameters(), torch.empty(0)).device
-    finally: model.train(training)
+    finally:
+        for m,mode in modes: m.training = mode
 
 def finer_map(
     body:nn.Module, # (B,3,H,W) -> (B,C,h,w); changed in place
@@ -166,6 +167,7 @@ class _Timm(nn.Module):
             why = f'neither torchvision nor timm can build the arch {name!r} here: {" ".join(str(e).split())[:200]}'
             raise InputError(f'{why}; known are {", ".join(ARCHS)}, what timm.list_models() lists, and any module '
                              'that makes a map') from None
+        if weights=='imagenet': self.trained_stats = tuple(self.net.pretrained_cfg[o] for o in ('mean', 'std'))
     def forward(self, x):
         f = self.net.forward_features(x)
         if f.ndim==4: return f.permute(0,3,1,2) if getattr(self.net, 'output_fmt', '')=='NHWC' else f

@@ -186,6 +186,14 @@ def test_stats_of_timm(df, monkeypatch):
     with pytest.raises(InputError, match=r'vit_tiny_patch16_224 want pictures with stats=\(\(0.5, 0.5, 0.5'):
         baseline_learner(loaders(df, stride=16), **kind)
 
+def test_modes_stay():
+    "A body that is held in evaluation mode is found so after somebody has looked"
+    model = Baseline(reid_body('shufflenet_v2_x0_5', stride=8), 3).train()
+    model.body.eval()
+    before = [m.training for m in model.modules()]
+    feature_response(model, torch.rand(2, 3, 64, 32))
+    assert [m.training for m in model.modules()]==before and True in before
+
 def test_metric_beside_rerank():
     with pytest.raises(InputError, match="metric 'euclidean': rerank has a distance of its own"):
         evaluate_features(torch.eye(3), torch.eye(3), [1, 2, 3], [1, 2, 3], [0]*3, [1]*3, metric='euclidean',
