@@ -10,6 +10,8 @@ __all__ = ['ARCHS', 'evaluating', 'finer_map', 'read_weights', 'load_weights', '
 from collections import OrderedDict
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
@@ -174,6 +176,12 @@ class _Timm(nn.Module):
         tokens = f[:, getattr(self.net, 'num_prefix_tokens', 0):]
         rows = x.shape[2]//_pair(self.net.patch_embed.patch_size)[0]
         return tokens.transpose(1, 2).unflatten(2, (rows, -1))
+
+def _timm_stats(arch, weights):
+    "The `stats` for `reid_dls` that the ImageNet weights of timm's network `arch` want; {} for all others"
+    if weights!='imagenet' or arch in models.list_models(models) or not find_spec('timm'): return {}
+    wanted = import_module('timm').get_pretrained_cfg(arch.removeprefix('timm/'))
+    return dict(stats=(wanted.mean, wanted.std)) if wanted else {}
 
 def _built(arch, weights):
     "The body that `arch` names or makes, its 'imagenet' `weights` in it, and a name by which it can be built again"

@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from .errors import need
-from .baseline import Baseline, evaluating, reid_body, reid_splitter
+from .baseline import Baseline, _timm_stats, evaluating, reid_body, reid_splitter
 from .foreground import Foreground
 from .semantics import Semantics
 from .network import PGFLKD
@@ -73,7 +73,8 @@ class Recipe:
     @property
     def data(self):
         "What `reid_dls` wants to know of it"
-        return dict(size=self.size, stride=self.stride, bs=self.bs, per_id=self.per_id)
+        facts = dict(size=self.size, stride=self.stride, bs=self.bs, per_id=self.per_id)
+        return facts | _timm_stats(self.arch, self.weights)
 
 PAPER = Recipe((384,128), 16, 64, 16, 120, 3.5e-4, 'paper', False, 'resnet50', 'imagenet')
 QUICK = Recipe((128,64), 8, 64, 4, 4, 3.5e-4, 'cycle', True, 'mobilenet_v2', 'student')

@@ -29,22 +29,16 @@ from pgflkd.augment import RotatePerson
 from pgflkd.baseline import Baseline, FeatureLoss, reid_body
 from pgflkd.callbacks import CoveredCopy, reid_metrics
 from pgflkd.checkpoint import RunLog
+from pgflkd.commands.train import _rank_start
 from pgflkd.data import (People, ReIDDataLoaders, WatchRanking, reid_dls, row_joints, show_results, tensorboard_log,
                          wandb_process)
-from pgflkd.errors import InputError
-from pgflkd.interpret import show_ranking
-from pgflkd.keypoints import KeypointStore
-from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
-from pgflkd.occlude import HidePerson, paste_obstacles
-
-from pgflkd.commands.train import _rank_start
-from pgflkd.data import People, ReIDDataLoaders, WatchRanking, reid_dls, show_results, tensorboard_log, wandb_process
 from pgflkd.deploy import export, load_embedder, load_student
 from pgflkd.errors import InputError
 from pgflkd.interpret import feature_response, show_ranking
+from pgflkd.keypoints import KeypointStore
 from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
 from pgflkd.metrics import evaluate_features
-from pgflkd.occlude import HidePerson
+from pgflkd.occlude import HidePerson, paste_obstacles
 from pgflkd.pose import draw_hint
 from pgflkd.precision import precision_of
 from pgflkd.protocols import benchmark_table
@@ -183,6 +177,9 @@ def test_stats_of_timm(df, monkeypatch):
     kind = dict(arch='vit_tiny_patch16_224', weights='imagenet', recipe=QUICK)
     for stats, start in (([[.5]*3]*2, 'imagenet'), (([.485, .456, .406], [.229, .224, .225]), None)):
         baseline_learner(loaders(df, stride=16, stats=stats), **kind | dict(weights=start))
+    vit = replace(QUICK, arch='vit_tiny_patch16_224', weights='imagenet')        # as the commands have it
+    assert vit.data['stats']==((.5,)*3, (.5,)*3) and 'stats' not in replace(vit, weights=None).data
+    assert 'stats' not in QUICK.data and 'stats' not in replace(QUICK, weights='imagenet').data
     with pytest.raises(InputError, match=r'vit_tiny_patch16_224 want pictures with stats=\(\(0.5, 0.5, 0.5'):
         baseline_learner(loaders(df, stride=16), **kind)
 

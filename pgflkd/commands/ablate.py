@@ -215,28 +215,33 @@ def _start_learner(df, joints, row, recipe, seed, num_workers=0):
     "The untrained learner of `row` under `recipe`; raises `InputError` for weights that do not fit"
     from fastai.torch_core import set_seed
     from fastai.vision.core import imagenet_stats
-    from pgflkd.callbacks import CoveredCopy, WarmDistillation, WrongPose, WrongTexture
     from pgflkd.data import reid_dls
     from pgflkd.learner import pgflkd_learner, san_learner, where_learner
     from pgflkd.occlude import HidePerson
-    from pgflkd.precision import BF16, fast_bf16
     from pgflkd.texture import OpenTexture
-    hide = partial(HidePerson, stats=imagenet_stats, seed=seed+3)
+    hide = partial(HidePerson, stats=recipe.data.get('stats', imagenet_stats), seed=seed+3)
     drawn = dict(scale=row.scale, aligned=row.aligned, batch_tfms=[hide(row.hide)] if row.hide else [])
     if row.painter: drawn['targets'] = [OpenTexture(row.painter)]
     dls = reid_dls(df, joints, **recipe.data, **drawn, seed=seed, num_workers=num_workers)
-    cbs = [BF16()]*fast_bf16(dls.device)
-    if row.warm: cbs.append(WarmDistillation(row.warm))
-    if row.wrong: cbs.append(WrongPose(row.wrong) if row.wrong!='texture' else WrongTexture())
-    if row.pair: cbs.append(CoveredCopy(hide(1.)))
     terms = [term for term in (make() for make in row.terms) if term.weight]
-    how = dict(recipe=recipe, terms=terms, cbs=cbs)
+    how = dict(recipe=recipe, terms=terms, cbs=_callbacks(row, dls.device, hide))
     if row.attend: attend = row.attend(dls)
     set_seed(seed)
     if row.attend: return where_learner(dls, attend=attend, **how)
     tr = float('tr' in [term.name for term in terms])
     if row.painter: return san_learner(dls, size=row.painter, pose=bool(row.teachers), lambda_tr=tr, **how)
     return pgflkd_learner(dls, cl=False, mcl=False, teachers=row.teachers, taught=row.taught, **how)
+
+def _callbacks(row, device, hide):
+    "What changes the batches and the weights of the terms of `row`; `hide` makes what covers a share of the pictures"
+    from pgflkd.callbacks import CoveredCopy, WarmDistillation, WrongPose, WrongTexture
+    from pgflkd.precision import BF16, fast_bf16
+    cbs = [BF16()]*fast_bf16(device)
+    if row.warm: cbs.append(WarmDistillation(row.warm))
+    if row.wrong=='texture': cbs.append(WrongTexture())
+    elif row.wrong: cbs.append(WrongPose(row.wrong))
+    if row.pair: cbs.append(CoveredCopy(hide(1.)))
+    return cbs
 
 def _train(learn, recipe, folder, name, seed, until=None):
     "Train `learn` in `folder`, going on where it stopped: a row an epoch, None if it had to stop before its end"

@@ -186,7 +186,8 @@ def _make_dls(df, joints, s):
     from fastai.vision.core import imagenet_stats
     from pgflkd.data import reid_dls
     from pgflkd.occlude import HidePerson
-    hide = [HidePerson(s.hide, imagenet_stats, s.seed+3)] if s.hide else []
+    stats = s.how.data.get('stats', imagenet_stats)
+    hide  = [HidePerson(s.hide, stats, s.seed+3)] if s.hide else []
     machine = dict(num_workers=s.num_workers, valid_bs=s.valid_bs)
     return reid_dls(df, joints, **s.how.data, batch_tfms=hide, seed=s.seed, **machine)
 
@@ -239,7 +240,7 @@ def _where(dls, s):
     from pgflkd.losses import ReID
     from pgflkd.occlude import HidePerson
     from pgflkd.where import Views
-    cover = CoveredCopy(HidePerson(1., seed=s.seed+3))
+    cover = CoveredCopy(HidePerson(1., dls.stats, s.seed+3))
     return where_learner(dls, recipe=s.how, terms=[Views(ReID(), both='a')], cbs=[cover])
 
 MODELS = dict(baseline=_baseline, pgflkd=_pgflkd, where=_where)   # what --models can name
