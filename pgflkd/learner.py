@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.all import L, delegates, patch
 from fastai.callback.all import ParamScheduler
@@ -117,7 +117,7 @@ def _body(dls, arch, weights, recipe):
     if weights=='recipe': weights = None if own else recipe.weights
     body = reid_body(arch or recipe.arch, weights, dls.size[0]//dls.map_size[0])
     stats = getattr(body, 'trained_stats', dls.stats)         # of timm, not always those of ImageNet
-    same = torch.allclose(torch.tensor(stats), torch.tensor(dls.stats), atol=.02)
+    same = np.allclose(stats, dls.stats, atol=.02)
     need(same, f'the weights of {body.arch} want pictures with stats={stats}; give these to reid_dls')
     if not own: return body
     weight = next(body.parameters(), torch.zeros(1))
