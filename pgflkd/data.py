@@ -162,7 +162,9 @@ def row_joints(
     joints = np.array(joints, np.float32)
     need(joints.shape[1:]==(17,3), f'joints has shape {joints.shape}; it should be (n,17,3)')
     at = _places(df, len(joints), stored)
-    if names is not None: _check_names(df, at, names)
+    if names is not None:
+        need(np.shape(names)==(len(joints),), f'joints holds {len(joints)} poses and names of another shape; restore it')
+        if len(joints): _check_names(df, at, names)
     has = at>=0
     poses[has] = _in_pixels(joints)[at[has]]
     return poses
