@@ -131,8 +131,10 @@ def _places(df, n, stored):
                  'of a store by their names: KeypointStore.load(path)')
     return at
 
-def _check_names(df, at, names):
-    "Refuse places `at` where the `names` of a store say that the picture is another one than in `df`"
+def _check_names(df, at, names, n):
+    "Refuse places `at` where the `names` of the `n` poses of a store say that the picture is another one than in `df`"
+    need(np.shape(names)==(n,), f'joints holds {n} poses, and names of another shape; restore the store')
+    if not n: return
     own, stored = (np.array([Path(str(o)).stem for o in fns]) for fns in (df.fn, names))
     other = df.fn[(at>=0) & (own!=stored[at]) & np.isin(own, stored)]
     need(not len(other), lambda: f'{other.iloc[0]}: the column joints points to the pose of another picture '
@@ -162,9 +164,7 @@ def row_joints(
     joints = np.array(joints, np.float32)
     need(joints.shape[1:]==(17,3), f'joints has shape {joints.shape}; it should be (n,17,3)')
     at = _places(df, len(joints), stored)
-    if names is not None:
-        need(np.shape(names)==(len(joints),), f'joints holds {len(joints)} poses and names of another shape; restore it')
-        if len(joints): _check_names(df, at, names)
+    if names is not None: _check_names(df, at, names, len(joints))
     has = at>=0
     poses[has] = _in_pixels(joints)[at[has]]
     return poses
