@@ -351,6 +351,8 @@ def test_a_column_that_points_into_another_file(df, tmp_path):
     with pytest.raises(InputError, match='KeypointStore.load'): row_joints(df, tmp_path/'k.npz')
     with pytest.raises(InputError, match='KeypointStore.load'): row_joints(df.drop(columns='joints'), tmp_path/'k.npz')
     assert np.array_equal(row_joints(df, KeypointStore.load(tmp_path/'k.npz')), world_joints(df))
+    np.savez(tmp_path/'torn.npz', joints=world_joints(df), names=names[:2])
+    with pytest.raises(InputError, match='names of another shape'): row_joints(df, tmp_path/'torn.npz')
 
 def test_optimiser_that_was_said(df):
     "`partial(ReIDAdam, lr=, wd=)` is obeyed, in `fit_recipe`, too"
