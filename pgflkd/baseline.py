@@ -118,7 +118,10 @@ def _renamed(state, want):
     "`state` under the names `want` of a body: without what stands before them there, heads and a neck"
     first  = next(iter(want), '')
     starts = {k.removesuffix(first) for k in state if k==first or k.endswith(f'.{first}')}
-    start  = max(sorted(starts), key=lambda o: sum(o+k in state for k in want), default='')
+    found  = {o: sum(o+k in state for k in want) for o in starts}
+    best   = sorted(o for o in found if found[o]==max(found.values()))
+    need(len(best)<2, f'several such networks: {", ".join(best)}; save the one that you want, alone')
+    start  = ''.join(best)
     inside = {k.removeprefix(start): v for k,v in state.items() if k.startswith(start)}
     parts  = {k.split('.')[0] for k in want}
     return {k: v for k,v in inside.items() if k.split('.')[0] in parts or k[0].isdigit()}

@@ -40,9 +40,10 @@ class RankGallery(Callback):
     "After validation, rank the gallery of `dls.test_df` for each query set; `results` maps its name to a `Ranking`"
     order = 40  # before Recorder (50) reads the metrics
     remove_on_fetch = True   # loggers look at pictures between validation and metrics: not our ranking
-    def __init__(self): self.results = {}
+    def __init__(self): self.before_train()
+    def before_train(self): self.results = {}     # of an epoch before: no metric of this one
     def before_validate(self):
-        self.results = {}
+        self.before_train()
         self._out = []
         self._dl = getattr(self.dl, 'world_size', 1), getattr(self.dl, 'n', None)   # a logger may change `dl` later
     def after_pred(self):

@@ -26,6 +26,7 @@ from fastai.vision.data import get_grid
 from . import files
 from .augment import ErasePerson, FlipPerson, ShiftPerson
 from .errors import InputError, extra, need, refusing
+from .keypoints import _sure_joints
 from .pose import Hint, TensorPose, draw_hint
 from .readers import folders
 
@@ -141,23 +142,27 @@ def _check_names(df, at, names, n):
          f'({len(other)} do); drop that column and give KeypointStore.load(path)')
 
 def _in_pixels(poses):
-    "A joint of `poses` without a place is not seen, of COCO's labels 2 is; raises `InputError` for shares and percents"
-    poses[~np.isfinite(poses).all(-1)] = 0
+    "A copy of `poses` with confidences in [0,1], see `KeypointStore`; raises `InputError` for shares of the picture"
+    poses = _sure_joints(poses, 'joints')
     sure = poses[...,2]
-    top = sure.max(initial=0)
-    need(top<=10, f'confidences run to {top:g}; divide them, 1 means certain')
-    if top==2 and not (sure%1).any(): sure /= 2                      # 1 is covered
-    sure.clip(0, 1, out=sure)
     need(not sure.any() or poses[sure>0,:2].max()>1.5, 'joints run from 0 to 1; multiply them by width and height')
     return poses
+
+def _own_poses(df):
+    "The poses that stand in the column joints of `df` itself, zeros in rows without one; None: in no row"
+    has = [np.shape(o)==(17,3) for o in df.get('joints', ())]
+    if not any(has): return None
+    poses = [o if ok else np.zeros((17,3)) for o,ok in zip(df.joints, has)]
+    return _in_pixels(poses)
 
 def row_joints(
     df:pd.DataFrame, # the table
     joints=None,     # (n,17,3) in pixels of the pictures, an .npz with such `joints`, a `KeypointStore`, or None
 )->np.ndarray:       # (len(df),17,3) float32, zeros where there is no pose
     "The `joints` of each row of `df`: an array of `len(df)` row by row, a store by names, else by the column `joints`"
-    poses = np.zeros((len(df),17,3), np.float32)
-    if joints is None: return poses
+    poses, own = np.zeros((len(df),17,3), np.float32), _own_poses(df)
+    if joints is None: return poses if own is None else own
+    need(own is None, 'the column joints holds poses, too; drop it, or leave joints out')
     if hasattr(joints, 'align'): return row_joints(df.drop(columns='joints', errors='ignore'), joints.align(df))
     stored = isinstance(joints, (str,Path))
     joints, names = _stored_joints(joints) if stored else (joints, None)

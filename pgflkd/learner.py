@@ -274,11 +274,13 @@ def san_learner(
 def where_learner(
     dls:DataLoaders,              # from `reid_dls`, with joints
     arch=None,                    # see `reid_body`; None: the recipe's
-    attend:nn.Module|None=None,   # such as `Prior`, which learns nothing of poses; None: an `AttentionPool` that does
-    weight:float=1.,              # of `OnPerson`
+    attend:nn.Module|None=None,   # such as `Prior`, which has nothing to learn; None: an `AttentionPool`, which has
+    weight:float|None=None,       # of `OnPerson`, which teaches `attend` where people are; None: 1 if it can learn
     terms:tuple=(),               # of the loss; each takes the place of the one with its name, or is added
     **kwargs
 ) -> Learner:
     "A student that pools where it expects the person, ReID losses on f_G and on f_A; no pose at test time"
-    built = [] if attend else [OnPerson(weight)]
+    learns = attend is None or any(True for _ in attend.parameters())
+    need(learns or not weight, f'weight={weight}: this attend has nothing to learn; leave weight out')
+    built = [OnPerson(_said(weight, 1.))]*learns
     return baseline_learner(dls, arch, terms=_joined(built, terms), student=partial(Where, attend=attend), **kwargs)

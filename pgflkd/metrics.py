@@ -221,13 +221,14 @@ def evaluate_features(
     g_camids, # (g,) camera of each gallery picture
     memory:int=32*2**20, # bytes that distances may take at a time
     metric:str='cosine', # 'cosine' or 'euclidean'
-    rerank:Callable|None=None, # (q, g, memory=...) -> blocks of distances, e.g. `reciprocal_blocks`
+    rerank:Callable|None=None, # (q, g, memory=...) -> distances, or blocks of them, e.g. `reciprocal_blocks`
 )->Ranking:
     "`evaluate_ranking` of the distances of `q` and `g`, as many queries at a time as `memory` holds, at least one"
     need(not rerank or metric=='cosine', f"metric '{metric}': rerank has a distance of its own; leave metric out")
     shape = len(q), len(g)
     hits, same_camera, junk = _sides(shape, q_pids, g_pids, q_camids, g_camids)
     blocks = rerank(q, g, memory=memory) if rerank else _blocks(q, g, metric, memory)
+    if getattr(blocks, 'ndim', 0)==2: blocks = [blocks]            # all at once, as `k_reciprocal` gives them
     ranks = []
     for block in blocks:
         some = slice(len(ranks), len(ranks)+len(block))

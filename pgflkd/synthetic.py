@@ -245,11 +245,15 @@ def _tables(stage, folder, f, joints, covered):
 
 # %% ../nbs/world/07_synthetic.ipynb #cell0025
 def world_joints(
-    df:pd.DataFrame,  # rows of one world
+    df:pd.DataFrame,  # rows of one world, or of several
 )->np.ndarray:        # (n,17,3) x, y, confidence: .9 seen, .5 behind the own body, .05 behind an obstacle, 0 outside
     "The true joints of the rows `df`"
-    folder = Path(df.fn.iloc[0]).parent.parent
-    return np.load(folder/'keypoints.npz')['joints'][df.joints.to_numpy()]
+    folder = df.fn.map(lambda fn: Path(fn).parent.parent).to_numpy()
+    joints = np.zeros((len(df),17,3), np.float32)
+    for world in set(folder):
+        rows = folder==world
+        joints[rows] = np.load(world/'keypoints.npz')['joints'][df.joints[rows]]
+    return joints
 
 MODULES = capsules, people, wardrobe, scenery, camera, plans, sys.modules['pgflkd.synthetic']   # they make pixels
 

@@ -113,6 +113,10 @@ def test_another_arch(tmp_path):
         reid_body('resnet34', tmp_path/'wide.pth')
     with pytest.raises(InputError, match='3 tensors missing, 0 unknown, 0 of another shape'):
         load_weights(nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU()), {})
+    both = {f'{who}.{name}': o for who in ('teacher', 'student') for name, o in wide.state_dict().items()}
+    torch.save(both, tmp_path/'both.pth')
+    with pytest.raises(InputError, match='several such networks: student., teacher.; save the one that you want'):
+        reid_body('resnet18', tmp_path/'both.pth')
 
 def test_student(tmp_path):
     "The shipped student starts a body; so does any file that `export` wrote; another arch is refused by name"

@@ -35,7 +35,7 @@ from pgflkd.occlude import make_partial, paste_obstacles
 from pgflkd.pose import COCO_JOINTS
 from pgflkd.protocols import benchmark_table, mean_queries, paper_says
 from pgflkd.readers.folders import join_tables, split_people, validation_cut
-from pgflkd.readers.poses import read_keypoints
+from pgflkd.readers.poses import read_keypoints, to_coco
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -224,6 +224,8 @@ def test_an_order_for_a_store(tmp_path):
     joints = np.random.default_rng(0).uniform(2, 60, (9, 17, 3)) * [1, 2, 0] + [0, 0, .9]
     KeypointStore([f'{i}.jpg' for i in range(9)], joints[:, ::-1], (128, 64)).save(tmp_path/'k.npz')
     assert np.allclose(read_keypoints(tmp_path/'k.npz', order=COCO_JOINTS[::-1]).joints, joints)
+    with pytest.raises(InputError, match='left_sholder is no joint of COCO; write left_shoulder'):
+        to_coco(joints, ['left_sholder' if o=='left_shoulder' else o for o in COCO_JOINTS])
 
 def test_b08_a_number_is_no_order(tmp_path, capsys):
     put(tmp_path/'kp/a.jpg', 0, size=(128,64))

@@ -36,15 +36,16 @@ from pgflkd.deploy import export, load_embedder, load_student
 from pgflkd.errors import InputError
 from pgflkd.interpret import feature_response, show_ranking
 from pgflkd.keypoints import KeypointStore
-from pgflkd.learner import QUICK, ReIDAdam, baseline_learner
+from pgflkd.learner import QUICK, ReIDAdam, baseline_learner, where_learner
 from pgflkd.metrics import evaluate_features
 from pgflkd.occlude import HidePerson, paste_obstacles
 from pgflkd.pose import draw_hint
 from pgflkd.precision import precision_of
 from pgflkd.protocols import benchmark_table
 from pgflkd.readers.folders import validation_cut
-from pgflkd.rerank import reciprocal_blocks
+from pgflkd.rerank import k_reciprocal, reciprocal_blocks
 from pgflkd.synthetic import render_world, world_joints
+from pgflkd.where import AttentionPool, Prior
 
 @pytest.fixture(scope='module')
 def df(): return render_world('tiny', progress=False)
@@ -126,6 +127,10 @@ def test_test_dl(df, trained):
         f, _ = trained.get_preds(dl=trained.dls.test_dl(items))
         torch.testing.assert_close(f, whole[:5], atol=1e-4, rtol=1e-4)
     assert trained.dls.test_dl(five, with_labels=True).one_batch()[2][:, 1].tolist()==five.pid.tolist()
+    poses = [dict(fn=fn, joints=np.full((17, 3), 9.)) for fn in five.fn]
+    assert trained.dls.test_dl(poses).one_batch()[1][0].joints.max()>1
+    with pytest.raises(InputError, match='the column joints holds poses, too'):
+        row_joints(pd.DataFrame(poses), np.zeros((5, 17, 3)))
     with pytest.raises(InputError, match='nobody says who these are'):
         trained.show_results(dl=trained.dls.test_dl(five.fn.tolist()))
     with pytest.raises(InputError, match='a table with the column fn'): trained.dls.test_dl(five[['pid']])
@@ -195,6 +200,32 @@ def test_metric_beside_rerank():
     with pytest.raises(InputError, match="metric 'euclidean': rerank has a distance of its own"):
         evaluate_features(torch.eye(3), torch.eye(3), [1, 2, 3], [1, 2, 3], [0]*3, [1]*3, metric='euclidean',
                           rerank=reciprocal_blocks)
+
+def test_rerank_at_once():
+    "All distances at once or in blocks: the same ranking"
+    q, g = torch.randn(6, 8), torch.randn(40, 8)
+    ids = [1, 2, 3]*2, [*range(1, 5)]*10, [0]*6, [1]*40
+    ranked = [evaluate_features(q, g, *ids, rerank=how).ap for how in (reciprocal_blocks, k_reciprocal)]
+    np.testing.assert_array_equal(*ranked)
+
+def test_train_metrics(df):
+    "fastai's `train_metrics` finds no ranking in training, and not that of the epoch before"
+    learn = learner(df)
+    learn.recorder.train_metrics = True
+    learn.fit(2, 1e-3)
+    names = learn.recorder.metric_names[1:]
+    at = [i for i, name in enumerate(names) if name=='train_mAP']
+    assert at and all(np.isnan(row[at[0]]) for row in learn.recorder.values)
+
+def test_attend_of_ones_own(df):
+    "What can learn where people are is taught it, with the weight that was said; a weight for what cannot is refused"
+    how = dict(arch='shufflenet_v2_x0_5', weights=None, recipe=QUICK)
+    body = reid_body('shufflenet_v2_x0_5')
+    for weight, told in ((None, 1.), (2., 2.)):
+        learn = where_learner(loaders(df), attend=AttentionPool(body.n_features), weight=weight, **how)
+        assert [o.weight for o in learn.loss_func.list if o.name=='where']==[told]
+    with pytest.raises(InputError, match='nothing to learn; leave weight out'):
+        where_learner(loaders(df), attend=Prior(torch.ones(8, 4)), weight=2., **how)
 
 def test_start_from_a_file(trained, tmp_path):
     "pgflkd_train ranks the student in a file with the neck that it has, as it does the shipped one"

@@ -39,9 +39,7 @@ def test_a_circle_inside_a_function_is_seen(tmp_path):
     assert house.imports('world.x', tmp_path/'a.py', ('world.b',))=={'world.b'}
 
 # `results/house.csv` has these rows as measured; a change must not make them worse than the goal, or than they were
-GOALS = {'exported lines': 6800, 'modules': 50, 'floors': 9, 'circles': 0, 'arrows up': 0,
-         'expressions a body line': 8.5, 'public names that nobody else uses': 30,
-         "switches of the network's constructor beside teachers": 3}
+GOALS = {what: goal for what, goal in house.GOAL.items() if what in house.quick_rows()}
 
 @pytest.mark.parametrize('what', GOALS)
 def test_numbers_of_the_house(what):

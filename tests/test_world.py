@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import PIL
 import pytest
 import torch
@@ -159,6 +160,13 @@ def test_obstacles_anywhere():
     assert behind[behind.own].groupby('thing').turn.nunique().max()==1
     shares = behind.drop_duplicates('tracklet').turn.value_counts(normalize=True)
     assert len(shares)==4 and shares.between(.18, .32).all(), shares
+
+def test_joints_of_two_worlds(tmp_path):
+    "In a table of two worlds each picture has the joints of its own"
+    worlds = [render_world('tiny', out=tmp_path/f'{seed}', seed=seed, progress=False) for seed in (0, 1)]
+    both = pd.concat(worlds).sample(frac=1, random_state=0)
+    each = pd.concat([pd.Series(list(world_joints(o)), o.fn) for o in worlds])
+    assert np.array_equal(world_joints(both), np.stack(each[both.fn]))
 
 def test_tall_pictures_keep_the_truth(tmp_path):
     from pgflkd.world.people import _GROUP

@@ -9,6 +9,7 @@ __all__ = ['to_coco', 'picture_sizes', 'read_keypoints']
 import json, os, posixpath, re
 from collections import Counter
 from contextlib import suppress
+from difflib import get_close_matches
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -28,6 +29,14 @@ _FEET       = _sides(['big_toe','small_toe','heel'], 'left', 'right')
 _BODY_25     = [*_OPENPOSE_18[:8], 'middle_hip', *_OPENPOSE_18[8:], *_FEET]
 _ORDERS      = {17: COCO_JOINTS, 18: _OPENPOSE_18, 25: _BODY_25, 26: COCO_JOINTS, 133: COCO_JOINTS, 136: COCO_JOINTS}
 
+def _written(order):
+    "The names of joints in `order` as COCO writes them; refuses one that is nearly COCO's, and so would be lost"
+    names = [re.sub('[^a-z]+', '_', o.lower()) for o in order]
+    for o in {*names}.difference(COCO_JOINTS):
+        near = get_close_matches(o, COCO_JOINTS, 1, .85)
+        need(not near, f'order: {o} is no joint of COCO; write {"".join(near)}')
+    return names
+
 def to_coco(
     joints:np.ndarray,      # (...,J,3) x, y and a confidence
     order:list|None=None,   # their J names; None: J tells, see `_ORDERS`; of 26 and more the first 17 are COCO's
@@ -38,7 +47,7 @@ def to_coco(
     known = ', '.join(map(str, _ORDERS))
     need(order or n in _ORDERS,
          f'{n} joints, whose order the number does not tell (it does for {known}); give order=, their names')
-    names = [re.sub('[^a-z]+', '_', o.lower()) for o in order or _ORDERS[n]]
+    names = _written(order or _ORDERS[n])
     need(n==len(names) or not order, f'{n} joints and {len(names)} names')
     has = [o for o in COCO_JOINTS if o in names]
     ours = ', '.join(COCO_JOINTS)
