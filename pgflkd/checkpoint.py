@@ -45,8 +45,10 @@ class RunLog(Callback):
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder')             # it looks at rates, and keeps nothing
         if self.scaler: self.learn.scaler.load_state_dict(self.scaler)
-    def before_train(self): # what `GradientAccumulation` began in the last epoch is in no checkpoint, so it is left
-        self.learn.opt.zero_grad()
+    def before_train(self):
+        need(self.epoch==self.first, f'{self.file}: has {self.first} epochs of a training, and this is epoch '
+             f'{self.epoch}; give each training a RunLog of its own, one that goes on start_epoch=log.resume()')
+        self.learn.opt.zero_grad()          # what `GradientAccumulation` began in the last epoch is in no checkpoint
         for cb in self.learn.cbs:
             if isinstance(cb, GradientAccumulation): cb.count = 0
     def before_epoch(self): self.draw(self.epoch)

@@ -18,6 +18,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from fastai.callback.mixup import MixHandler
+from fastai.callback.tracker import TrackerCallback
 from fastai.data.all import *
 from fastai.learner import AvgMetric, Callback
 from fastai.vision import augment as images
@@ -305,7 +306,7 @@ def show_results(x:People, y, samples, outs, max_n=9, best=5, **kwargs):
         for ctx,k in zip(row, near[i]):
             if cosine[i,k]==-1: continue                             # none is left that counts
             show_image(images[k], ctx=ctx, title=f'{cosine[i,k]:.2f}')
-            ctx.title.set_color('green' if pid[k]==pid[i] else 'red')
+            ctx.title.set_color('green' if pid[k]==pid[i]>0 else 'red')       # two strangers are two
     return axs.flatten()
 
 @dispatch
@@ -482,9 +483,9 @@ class WatchRanking(Callback):
             name = type(cb).__name__
             need(not isinstance(cb, MixHandler), f'{name}: half of one person and half of another is nobody; '
                                                  'use erase=, or occlude.HidePerson in batch_tfms')
-            if getattr(cb, 'monitor', '')=='valid_loss':
-                print(f'{name}: people in validation have no class and so no loss; it watches mAP')
-                cb.monitor, cb.comp, cb.min_delta = 'mAP', np.greater, abs(cb.min_delta)
+            late = isinstance(cb, TrackerCallback) and hasattr(self.learn, 'skip_to_epoch')
+            need(not late, f'{name}: knows nothing of the epochs before start_epoch; leave it out')
+            if getattr(cb, 'monitor', '')=='valid_loss': self.watch_map(cb, name)
             if name=='TerminateOnNaNCallback': cb.run_valid = False      # validation has no loss, and that is nan
             if getattr(cb, 'trace_model', False):
                 print(f'{name}: a network that gives a dict cannot be traced; trace_model is off')
@@ -495,6 +496,10 @@ class WatchRanking(Callback):
                  'before training: import fastai.callback.wandb as w; w._format_config_value = str')
         odd = [m.name for m in self.learn.metrics if isinstance(m, AvgMetric)]
         need(not odd, f'metrics {odd}: compare classes, which people in validation have not; use reid_metrics')
+    def watch_map(self, cb, name):
+        need('mAP' in [m.name for m in self.learn.metrics], f'{name}: validation has no loss; give monitor=, a metric')
+        print(f'{name}: people in validation have no class and so no loss; it watches mAP')
+        cb.monitor, cb.comp, cb.min_delta = 'mAP', np.greater, abs(cb.min_delta)
     def after_pred(self):
         if self.training or self.iter: return
         f = F.normalize(self.pred.as_subclass(torch.Tensor).float())

@@ -201,7 +201,7 @@ def _handed(dls):
 def _said(student, facts, plain):
     "Size, stats and `facts`, with what the card of `student` says as long as `plain` is the network it says it of"
     dls  = _handed(getattr(student, 'dls', None))
-    told = dict(stats=_IMAGENET) | getattr(student, 'card', {})
+    told = dict(stats=_IMAGENET) | getattr(plain.body, 'fed', {}) | getattr(student, 'card', {})
     card = told | (dict(size=dls.size, stats=dls.stats) if hasattr(dls, 'size') else {}) | facts
     need('size' in card, 'export: give size=(H,W), that of the pictures in training')
     own  = _weights(_kept(plain))

@@ -125,18 +125,23 @@ def _named(model, x, pid):
     f_g = model.pool(model.body(x.as_subclass(torch.Tensor)))
     return model.neck_g(f_g)[1].argmax(1)==pid
 
+def _looks(df, found, size):
+    "The share of each response and attention in `found` on the obstacle and the body, for occluded queries with masks"
+    occluded, shares = query_sets(df).get('occluded', []), {}
+    masked = [i for i in occluded if df['mask'].iloc[i]] if 'mask' in df else []     # real ones have none
+    for kind in ('obstacle','body') if masked else ():
+        mask = read_masks(df.iloc[masked], kind, size)        # over a photograph the obstacle is known, the body is not
+        for look in {'response', 'attention'} & set(found) if mask.any() else ():
+            shares[f'{look}_on_{kind}'] = float(response_share(found[look][masked], mask).nanmean())
+    return shares
+
 def diagnose(
     learn:Learner, # trained or not
     found:dict,    # from `embed_test`
 )->dict:           # one number a name
     "What `learn` became: length and angle of its features, where it looks, pulls, its accuracy in training"
-    df, size = learn.dls.test_df, learn.dls.size
     numbers = {name: float(found[name].mean()) for name in ('norm_g','cos_ge','entropy','alignment')}
-    occluded = query_sets(df).get('occluded', [])
-    for kind in ('obstacle','body') if len(occluded) and 'mask' in df else ():
-        mask = read_masks(df.iloc[occluded], kind, size)      # over a photograph the obstacle is known, the body is not
-        for look in {'response', 'attention'} & set(found) if mask.any() else ():
-            numbers[f'{look}_on_{kind}'] = float(response_share(found[look][occluded], mask).nanmean())
+    numbers |= _looks(learn.dls.test_df, found, learn.dls.size)
     numbers |= {f'pull_{name}': v for name,v in term_pulls(learn).items()}
     with evaluating(learn.model):
         right = [_named(learn.model, x, pid[:,0]) for x,hint,pid,*_ in islice(learn.dls.train, 8)]

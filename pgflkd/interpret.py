@@ -130,11 +130,11 @@ def _strip(axs, query, found, distances=None):
     for ax in axs[len(found)+1:]: ax.axis('off')
     for i,ax in enumerate(axs[1:len(found)+1]):
         row = found.iloc[i]
-        mark, color = ('✓', _RIGHT) if row['pid']==query['pid'] else ('✗', _WRONG)
+        mark, color = ('✓', _RIGHT) if row['pid']==query['pid']>0 else ('✗', _WRONG)
         if distances is not None: mark += f' {float(distances[i]):.2f}'
         ax.imshow(_image(row['fn']))
         ax.set_title(mark, fontsize=13, color=color)
-        if row['pid']!=query['pid']: ax.set_xlabel(_who(row['pid']), fontsize=10)
+        if color==_WRONG: ax.set_xlabel(_who(row['pid']), fontsize=10)
         for side in ax.spines.values(): side.set(color=color, linewidth=4)
 
 def show_ranking(
@@ -169,6 +169,7 @@ class RetrievalInterpretation:
     def aps(self, query_set=None):
         "The AP of each query, by its row, of one `query_set` or of all"
         sets = [s for s in self.ranking if query_set in (None,s)]
+        need(sets, f'query_set {query_set!r}: the queries here are {", ".join(self.ranking)}')
         return pd.concat([pd.Series(self.ranking[s].ap, self.queries[s]) for s in sets])
     def found(self, i, k=10):
         "Rows of the table that stand first for row `i`, at most `k`, and their distances"
@@ -194,7 +195,9 @@ def spread_queries(
     query_set:str='occluded', # which queries
 )->list:                      # row numbers in `df`
     "`n` rows of `query_set` at equal distances, all of different people where there are enough"
-    rows = query_sets(df)[query_set]
+    sets = query_sets(df)
+    need(query_set in sets, f'query_set {query_set!r}: the queries here are {", ".join(sets)}')
+    rows = sets[query_set]
     first = rows[~df['pid'].iloc[rows].duplicated()]
     if len(first)>=n: rows = first
     at = np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.all import L, delegates, patch
-from fastai.callback.all import ParamScheduler
+from fastai.callback.all import ParamScheduler, TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
@@ -26,6 +26,7 @@ from .network import PGFLKD
 from .losses import Consistent, MultiPart, ReID, Terms
 from .san import Painter, PaintTriplets, Reconstruct
 from .callbacks import LogTerms, RankGallery, reid_metrics
+from .checkpoint import NoValidation
 from .data import WatchRanking
 from .deploy import export
 from .where import OnPerson, Where
@@ -102,6 +103,7 @@ def fit_recipe(
     "Train by the schedule of `recipe`"
     if lr is None: lr = recipe.lr if recipe else self.lr
     recipe = recipe or self.recipe
+    need(recipe.schedule=='cycle' or not isinstance(lr, slice), f'lr={lr}: the schedule of the paper has one rate')
     if epochs is None: epochs = recipe.epochs
     if recipe.schedule=='cycle': return self.fit_one_cycle(epochs, lr, cbs=cbs, start_epoch=start_epoch)
     schedule = ParamScheduler({'lr': partial(paper_lr, lr=lr)})
@@ -119,6 +121,7 @@ def _body(dls, arch, weights, recipe):
     stats = getattr(body, 'trained_stats', dls.stats)         # of timm, not always those of ImageNet
     same = np.allclose(stats, dls.stats, atol=.02)
     need(same, f'the weights of {body.arch} want pictures with stats={stats}; give these to reid_dls')
+    body.fed = dict(size=tuple(dls.size), stats=dls.stats)   # for `export` of the network alone
     if not own: return body
     weight = next(body.parameters(), torch.zeros(1))
     with evaluating(body): fmap = body(torch.zeros(1, 3, *dls.size, dtype=weight.dtype, device=weight.device))
@@ -215,6 +218,7 @@ def pgflkd_learner(
     built = [ReID(unit=unit_triplet), Consistent(lambda_cl), MultiPart(lambda_mcl)]
     for term,value in zip(built, (recipe.unit_triplet, recipe.lambda_cl, recipe.lambda_mcl)):
         if term.open: setattr(term, term.open, value)
+        else: term.must = True      # its weight was said: it has to act
     off = ['cl']*(not (feb and cl)) + ['mcl']*(not (sab and mcl))
     return _learner(dls, model, _joined(built, terms, off), recipe, **kwargs)
 
@@ -233,7 +237,8 @@ ABLATION = {i: dict(zip(_SWITCHES, map(bool, row))) for i,row in enumerate(_ROWS
 def evaluate(self:Learner) -> pd.DataFrame: # a row a query set: mAP in both AP forms, mINP, CMC, number of queries
     "Rank the gallery for every query set of the table, with f_G after its BNNeck, cosine distance, nothing of pose"
     need(hasattr(self.dls, 'test_df'), 'these loaders have no table to test on; give learn.dls those of `reid_dls`')
-    with self.no_bar(): self.validate()
+    resting = [cb for cb in self.cbs if isinstance(cb, (NoValidation, TrackerCallback))]    # a look is no epoch to keep
+    with self.no_bar(), self.removed_cbs(resting): self.validate()
     return pd.DataFrame([dict(query_set=name, **r.row()) for name,r in self.rank_gallery.results.items()])
 
 @patch

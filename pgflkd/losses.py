@@ -9,7 +9,7 @@ __all__ = ['batch_hard_triplet', 'id_loss', 'Terms', 'ReID', 'Consistent', 'Mult
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .errors import need
+from .errors import InputError, need
 from .foreground import consistent_loss
 from .semantics import multi_part_contrastive_loss
 
@@ -58,7 +58,10 @@ class Terms(nn.Module):
         "The terms that `out` has, one by one"
         found = {}
         for term in self.list:
-            values = term.term(out, yb)
+            try: values = term.term(out, yb)
+            except KeyError as e:
+                raise InputError(f'{term.name}: looks for {e} in {", ".join(out)}; leave the term out, or take a '
+                                 'network that makes it') from e
             if values is None:
                 need(not getattr(term, 'must', False), f'{term.name} finds nothing to look at in {", ".join(out)}; '
                      'give the network a teacher that makes it, or leave the term out')

@@ -45,7 +45,8 @@ def precision_of(
     learn:Learner, # trained, or ready to be
 )->str:            # 'bf16', 'fp16' or 'fp32'
     "How the numbers of `learn` are computed, to be written beside them"
-    modes = [cb.amp_mode.value for cb in learn.cbs if isinstance(cb, MixedPrecision)]
+    known = MixedPrecision if learn.dls.device.type=='cuda' else BF16            # fastai's own does nothing on a CPU
+    modes = [cb.amp_mode.value for cb in learn.cbs if isinstance(cb, known)]
     return 'bf16' if 'bf16' in modes else (modes or ['fp32'])[0]                 # `BF16` is the inner one
 
 # %% ../nbs/engine/11_precision.ipynb #cell0019

@@ -12,7 +12,7 @@ from pathlib import Path
 from .callbacks import query_sets
 from .deploy import Embedder, _described, _run_torch, load_student
 from .errors import InputError, need
-from .metrics import evaluate_features, evaluate_ranking, pairwise_distance
+from .metrics import _numbers, evaluate_features, evaluate_ranking, pairwise_distance
 from .where import Where
 
 # %% ../nbs/engine/20_protocols.ipynb #cell0006
@@ -44,7 +44,9 @@ def single_shot(
     seed:int=0,       # which
 )->dict:              # mean of each value of `Ranking.row` over the draws
     "Rank against one gallery picture a person, drawn `repeats` times; distractors (0) and junk (-1) all stay"
-    dist, g_pids, g_camids = np.asarray(dist), np.asarray(g_pids), np.asarray(g_camids)
+    dist = np.asarray(dist)
+    q_pids, g_pids = _numbers('pids', q_pids, g_pids, dist.shape)
+    q_camids, g_camids = _numbers('camids', q_camids, g_camids, dist.shape)
     evaluate_ranking(dist, q_pids, g_pids, q_camids, g_camids)       # refuses what no draw can mend
     rng = np.random.default_rng(seed)
     known, rest = np.flatnonzero(g_pids>0), np.flatnonzero(g_pids<1)
@@ -70,8 +72,8 @@ def mean_queries(
     "Each query as the mean of itself and the other gallery pictures of its person and camera (multi-query)"
     q, g = (torch.as_tensor(o).float() for o in (q, g))
     if unit: q, g = F.normalize(q), F.normalize(g)
-    alike = (torch.as_tensor(q_pids)[:,None]==torch.as_tensor(g_pids)) & (
-             torch.as_tensor(q_camids)[:,None]==torch.as_tensor(g_camids))
+    both = [_numbers('names', *o, (len(q), len(g))) for o in ((q_pids, g_pids), (q_camids, g_camids))]
+    alike = np.logical_and(*[mine[:,None]==theirs for mine,theirs in both])
     means = []
     for x, mine in zip(q, alike):
         own = g[mine]
@@ -83,6 +85,8 @@ def mean_queries(
 def _two_features(student, df):
     "The feature (n,C) of each row of `df` 'after the neck' and 'before it', by what `export` would write of `student`"
     if isinstance(student, (str, Path)): student = load_student(student)
+    whole = isinstance(getattr(student, 'model', student), torch.nn.Module)
+    need(whole, f'{type(student).__name__}: give a Learner, a network or its file, or the features')
     network, _, card = _described(student, {}, half=False)
     device = next(getattr(student, 'model', student).parameters()).device
     embed  = Embedder(_run_torch(network, card, device), card)

@@ -52,12 +52,12 @@ def add_rows(
     path = Path(path)
     with locked(path.parent):
         if path.exists():
-            text = [o for o in rows if rows[o].map(type).eq(str).any()]
+            text = [o for o in pd.read_csv(path, nrows=0) if o not in rows or rows[o].map(type).eq(str).any()]
             old = pd.read_csv(path, dtype=dict.fromkeys(text, str), keep_default_na=False, na_values=[''])
             if on: old = old[~_names(old, on).isin(_names(rows, on))]
-            rows = pd.concat([old, rows], ignore_index=True)
+            rows = pd.concat([old.astype(object), rows.astype(object)], ignore_index=True)
         write_whole(path, lambda tmp: rows.to_csv(tmp, index=False))
-    return rows
+    return rows.infer_objects()
 
 def _names(df, on):
     "The values of the columns `on` of each row; an empty text is read back as nan"

@@ -78,6 +78,7 @@ def stress_curve(
 )->pd.DataFrame:         # what (none, obstacle, part), kind, cover asked for, hidden (measured), feature, mAP, rank1, n
     "How well `embed` finds the queries of `df` again while more and more of them is hidden; raises `InputError`"
     need('mask' in df, 'the table has no column mask: only a rendered world knows what is hidden')
+    need(len(joints)==len(df), f'{len(joints)} poses for {len(df)} rows; give one a row, in its order')
     queries, x, joints_q = _shown(df, joints, df.query_set=='holistic', 'no holistic queries')
     gallery, *shown = _shown(df, joints, df.role=='gallery', 'no gallery')
     known, body = _by_name(embed(*shown)), read_masks(queries, 'body').float()

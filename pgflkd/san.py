@@ -154,7 +154,8 @@ def paint_triplet(
 class Reconstruct:
     "The term L_Rec: `texture_loss` of what was painted and the batch's third target, nan where there is none"
     name = 'rec'
-    def __init__(self, weight:float=1.): self.weight = weight # in the sum of `Terms`
+    def __init__(self, weight:float|None=None): # in the sum of `Terms`; None: that of the learner, or 1
+        self.weight, self.open = (1., 'weight') if weight is None else (weight, '')
     def term(self, out, yb):
         need(len(yb)>2, 'no texture travels in the batch; give reid_dls targets=[OpenTexture(size)]')
         target = yb[2].as_subclass(torch.Tensor)

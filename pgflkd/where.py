@@ -68,7 +68,8 @@ class Where(Baseline):
 class OnPerson:
     "A term: cross-entropy of the attention of a `Where` towards where joints were seen. Not in the paper"
     name, needs_pose = 'where', True
-    def __init__(self, weight:float=1.): self.weight = weight # in the sum of `Terms`
+    def __init__(self, weight:float|None=None): # in the sum of `Terms`; None: that of the learner, or 1
+        self.weight, self.open = (1., 'weight') if weight is None else (weight, '')
     def term(self, out, yb):
         need(out.get('hint') is not None, 'OnPerson learns from poses: give `reid_dls` the joints')
         person = out['hint'].person.as_subclass(torch.Tensor)

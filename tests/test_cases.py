@@ -553,3 +553,18 @@ def test_the_doctor_as_a_command(tmp_path, capsys):
     assert 'say how, for example' in ' '.join(capsys.readouterr().out.split())
     doctor_command(str(tmp_path/'flat'), pattern='{camera}+{person}+*', test='1/4')
     assert "--test 1/4" in capsys.readouterr().out and multiprocessing.current_process().name=='MainProcess'
+
+def test_one_picture_a_camera(tmp_path):
+    "Where people have a picture a camera, one stays in the gallery, so that the others can be asked"
+    own = crops(tmp_path/'own', '{}/p_c{}_{}.jpg', cams=(0, 1), shots=1)
+    df, text = said(from_folders, own, camera='*_c{camera}_*', test=.5)
+    assert df.role.value_counts().to_dict()==dict(train=8, query=4, gallery=4) and '4 queries and 4 gallery' in text
+
+def test_an_order_for_the_market_csv(tmp_path):
+    "The names of the columns are obeyed for this format, too, and looked at"
+    order = [*COCO_JOINTS[::-1], 'neck']
+    y, x = np.arange(1, 19)*6, np.arange(1, 19)*3
+    (tmp_path/'m.csv').write_text(f'name:y:x\na.jpg:{y.tolist()}:{x.tolist()}\n')
+    store = read_keypoints(tmp_path/'m.csv', order=order)
+    assert np.allclose(store.joints[0, COCO_JOINTS.index('nose'), :2], (17*3+.5, 17*6+.5))
+    with pytest.raises(InputError, match='line 2: 18 joints and 2 names'): read_keypoints(tmp_path/'m.csv', order=['a', 'b'])

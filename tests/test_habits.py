@@ -27,25 +27,29 @@ from PIL import Image
 
 from pgflkd.augment import RotatePerson
 from pgflkd.baseline import Baseline, FeatureLoss, reid_body
-from pgflkd.callbacks import CoveredCopy, reid_metrics
-from pgflkd.checkpoint import RunLog
+from pgflkd.callbacks import CoveredCopy, query_sets, reid_metrics
+from pgflkd.checkpoint import NoValidation, RunLog
+from pgflkd.commands.ablate import gain_table
 from pgflkd.commands.train import _rank_start
 from pgflkd.data import (People, ReIDDataLoaders, WatchRanking, reid_dls, row_joints, show_results, tensorboard_log,
                          wandb_process)
 from pgflkd.deploy import export, load_embedder, load_student
+from pgflkd.diagnose import _looks
 from pgflkd.errors import InputError
-from pgflkd.interpret import feature_response, show_ranking
+from pgflkd.foreground import Foreground
+from pgflkd.interpret import RetrievalInterpretation, feature_response, show_ranking, spread_queries
 from pgflkd.keypoints import KeypointStore
-from pgflkd.learner import QUICK, ReIDAdam, baseline_learner, where_learner
-from pgflkd.metrics import evaluate_features
+from pgflkd.learner import PAPER, QUICK, ReIDAdam, baseline_learner, pgflkd_learner, where_learner
+from pgflkd.metrics import evaluate_features, pairwise_distance
 from pgflkd.occlude import HidePerson, paste_obstacles
 from pgflkd.pose import draw_hint
 from pgflkd.precision import precision_of
-from pgflkd.protocols import benchmark_table
+from pgflkd.protocols import benchmark_table, mean_queries, single_shot
 from pgflkd.readers.folders import validation_cut
+from pgflkd.records import add_rows
 from pgflkd.rerank import k_reciprocal, reciprocal_blocks
 from pgflkd.synthetic import render_world, world_joints
-from pgflkd.where import AttentionPool, Prior
+from pgflkd.where import AttentionPool, OnPerson, Prior
 
 @pytest.fixture(scope='module')
 def df(): return render_world('tiny', progress=False)
@@ -613,3 +617,94 @@ def test_wandb_offline(df, tmp_path, monkeypatch):
     assert 0<run.summary['mAP']<=1
     wandb.finish()
     assert list(tmp_path.glob('wandb/offline-run*'))
+
+def test_export_of_the_network_alone(df, tmp_path):
+    "A learner's network remembers the size and the stats of its pictures"
+    stats = (.5,)*3, (.5,)*3
+    learn = learner(df, loaders(df, stats=stats))
+    card = load_student(export(learn.model, tmp_path/'alone.safetensors')).card
+    assert card['size']==[64, 32] and np.allclose(card['stats'], stats)
+
+def test_evaluate_keeps_what_is_kept(df, tmp_path):
+    "`evaluate` is no epoch: no callback writes a file for it, and it ranks what a training need not rank"
+    learn = learner(df, loaders(df, path=tmp_path), cbs=[SaveModelCallback(fname='best'), NoValidation()])
+    assert len(learn.evaluate()) and not list(tmp_path.rglob('best*'))
+    with pytest.raises(InputError, match='SaveModelCallback: validation has no loss; give monitor='):
+        learner(df, metrics=reid_metrics('mINP'), cbs=[SaveModelCallback()]).fit(1, 1e-4)
+
+def test_a_log_is_of_one_training(df, tmp_path):
+    "A second training into one checkpoint is refused, and what would keep a best epoch without knowing the first ones"
+    log = RunLog(tmp_path/'run.pth', 'baseline', 0)
+    learn = learner(df, cbs=[log])
+    learn.fit(1, 1e-4)
+    with pytest.raises(InputError, match='has 1 epochs of a training, and this is epoch 0'): learn.fit(1, 1e-4)
+    with pytest.raises(InputError, match='SaveModelCallback: knows nothing of the epochs before start_epoch'):
+        learn.fit(2, 1e-4, start_epoch=1, cbs=SaveModelCallback())
+
+def test_weights_that_were_said(df):
+    "A weight of a term is obeyed beside a term of your own, and refused where its teacher is missing"
+    how = dict(arch='shufflenet_v2_x0_5', weights=None, recipe=QUICK)
+    learn = where_learner(loaders(df), weight=5., terms=[OnPerson()], **how)
+    assert [o.weight for o in learn.loss_func.list if o.name=='where']==[5.]
+    learn = pgflkd_learner(loaders(df), teachers=[Foreground], lambda_mcl=5., **how)
+    learn.logger = noop
+    with learn.no_bar(), pytest.raises(InputError, match='mcl finds nothing to look at'): learn.fit(1, 1e-4)
+    with learn.no_bar(), pytest.raises(InputError, match="where: looks for 'attention' in f_g"):
+        learner(df, terms=[OnPerson()]).fit(1, 1e-4)
+    with pytest.raises(InputError, match='the schedule of the paper has one rate'):
+        learner(df).fit_recipe(PAPER, lr=slice(1e-5, 1e-3))
+
+def test_strangers_are_no_person():
+    "A distractor is no right answer to another one"
+    rows = pd.DataFrame(dict(fn=[Image.new('RGB', (8, 16))]*3, pid=[0, 0, 5]))
+    fig = show_ranking(rows.iloc[0], rows.iloc[1:])
+    assert [ax.get_title() for ax in fig.axes]==['stranger', '✗', '✗']
+
+def test_precision_on_a_cpu(df):
+    "fastai's half precision does nothing on a CPU, and is not said to"
+    for change in ('to_fp16', 'to_bf16'): assert precision_of(getattr(learner(df), change)())=='fp32'
+    assert precision_of(learner(df).to_fast(bf16=True))=='bf16'
+
+def test_masks_where_there_are_some(df):
+    "Occluded queries without a mask are left out of the share on the obstacle"
+    table = df[df.role!='train'].reset_index(drop=True)
+    occluded = query_sets(table)['occluded']
+    found = dict(response=torch.rand(len(table), 8, 4))
+    whole = _looks(table.loc[occluded[1:]].reset_index(drop=True), dict(response=found['response'][occluded[1:]]), (64, 32))
+    table.loc[occluded[0], 'mask'] = ''
+    assert _looks(table, found, (64, 32))==whole
+
+def test_query_sets_by_name(df):
+    table = df[df.role!='train'].reset_index(drop=True)
+    with pytest.raises(InputError, match="query_set 'ocluded': the queries here are"): spread_queries(table, 3, 'ocluded')
+    with pytest.raises(InputError, match="query_set 'ocluded': the queries here are"):
+        RetrievalInterpretation(table, torch.rand(len(table), 4)).worst_queries(3, 'ocluded')
+    with pytest.raises(InputError, match='Embedder: give a Learner, a network or its file'):
+        benchmark_table(load_embedder('student'), table)
+
+def test_single_shot_by_names():
+    "Names in the place of numbers, as `evaluate_ranking` takes them"
+    q, g = torch.eye(3), torch.rand(6, 3)
+    numbers = [1, 2, 3], [1, 2, 3]*2, [0]*3, [1]*6
+    names = [[f'n{o}' for o in ids] for ids in numbers]
+    dist = pairwise_distance(q, g)
+    assert single_shot(dist, *names)==single_shot(dist, *numbers)
+    assert torch.equal(mean_queries(q, g, *names), mean_queries(q, g, *numbers))
+
+def test_rows_of_several_sources(tmp_path):
+    "Runs on other crops are lines of their own; two runs of one row and seed are refused"
+    (tmp_path/'ap').mkdir()
+    def record(runs):
+        for run in runs.run: np.savez(tmp_path/f'ap/{run}_f_g.npz', occluded=np.ones(4), **{'pid occluded': np.arange(4)})
+        runs.to_csv(tmp_path/'runs.csv', index=False)
+        return gain_table(tmp_path)
+    runs = pd.DataFrame(dict(run=[*'abcd'], row=['baseline', 'PGFL-KD']*2, seed=[0, 0, 1, 1], data='folder',
+                             source=['shop', 'shop', 'station', 'station']))
+    assert record(runs).groupby('source').row.count().to_dict()==dict(shop=2, station=2)
+    with pytest.raises(InputError, match='two runs of baseline, seed 0'): record(runs.assign(source='shop', seed=0))
+
+def test_added_columns_stay_text(tmp_path):
+    "What a table has and new rows have not is left as it was written"
+    add_rows(tmp_path/'t.csv', pd.DataFrame(dict(run=['a'], camera=['01'], n=[3])))
+    add_rows(tmp_path/'t.csv', pd.DataFrame(dict(run=['b'], mAP=[.5])))
+    assert (tmp_path/'t.csv').read_text().splitlines()==['run,camera,n,mAP', 'a,01,3,', 'b,,,0.5']

@@ -1,13 +1,14 @@
-"""The outputs that are saved in the notebooks, and the code they were made from.
+"""The outputs that are saved in the notebooks, and the code and tables they were made from.
 
     python tools/outputs.py course/05_losses ...            run, keep outputs, shrink figures, note the code
     python tools/outputs.py --record course/05_losses ...   the same without running: another tool has just run it
-    python tools/outputs.py --check                         which notebooks have code that is newer than their outputs?
+    python tools/outputs.py --check                         which notebooks have code, or tables, newer than their outputs?
 """
 import base64
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +25,19 @@ def cells(path):
     "The cells of the notebook `path`"
     return json.loads(path.read_text(encoding='utf-8'))['cells']
 
-def code_hash(path):
-    "Hash of the code cells of the notebook `path`: prose may change, code may not"
-    code = [''.join(c['source']) for c in cells(path) if c['cell_type']=='code']
-    return hashlib.sha256('\0'.join(code).encode()).hexdigest()[:16]
+def made_of(path):
+    "Hash of the code cells of the notebook `path` and of the tables in the folders of results/ that they name"
+    code = '\0'.join(''.join(c['source']) for c in cells(path) if c['cell_type']=='code')
+    named = set(re.findall(r"""(?<=['"/])\w+(?=['"/])""", code)) if '../results/' in code else ()
+    tables = [p.read_bytes() for p in sorted((ROOT/'results').rglob('*.csv')) if p.parent.name in named]
+    return hashlib.sha256(b'\0'.join([code.encode(), *tables])).hexdigest()[:16]
 
 def stale():
     "What is wrong, a line a notebook"
     was = json.loads(NOTED.read_text())
-    now = {k: code_hash(p) for k, p in notebooks().items()}
+    now = {k: made_of(p) for k, p in notebooks().items()}
     changed = [k for k in now if was.get(k)!=now[k]]
-    old = [f'{k}: its code changed after its outputs were made; run python tools/outputs.py {k}' for k in changed]
+    old = [f'{k}: its code, or a table that it shows, changed after its outputs were made; run python tools/outputs.py {k}' for k in changed]
     return old + [f'{k}: no such notebook; take it out of {NOTED.name}' for k in was if k not in now]
 
 def fewest(im):
@@ -90,12 +93,12 @@ def run(name):
     subprocess.run(['nbdev-clean', '--fname', str(path)], cwd=ROOT, check=True)
 
 def record(names):
-    "Shrink the figures of the notebooks `names` and note their code"
+    "Shrink the figures of the notebooks `names` and note what they were made of"
     known = json.loads(NOTED.read_text()) if NOTED.exists() else {}
     for name in names:
         path = notebooks()[name]
         gained = shrink(path)
-        known[name] = code_hash(path)
+        known[name] = made_of(path)
         print(f'{name}: {path.stat().st_size//1000} kB' + f', {gained//1000} kB less'*(gained>0))
     NOTED.write_text(json.dumps({k: known[k] for k in sorted(known) if k in notebooks()}, indent=1) + '\n')
 

@@ -339,13 +339,13 @@ def _key(rows, recipe, source, spec, seed, name):
     given = []
     if spec=='folder' and Path(source.keypoints or '.').is_file(): given += source.state()
     if Path(recipe.weights or '.').is_file(): given.append(file_sum(recipe.weights))
-    return key | dict(run=fingerprint(key, *given)[:12])
+    return key | dict(run=fingerprint(key, *given)[:12], source=fingerprint(*given)[:8] if given else '')
 
 _AGAIN = '; give the same command again to go on'
 def _say(text): print(text, flush=True)
 
 # %% ../../nbs/engine/32_ablate.ipynb #cell0030
-_RECIPE = 'epochs lr bs per_id arch weights size stride schedule unit_triplet lambda_cl lambda_mcl'.split()
+_SAME = 'data source epochs lr bs per_id arch weights size stride schedule unit_triplet lambda_cl lambda_mcl'.split()
 
 def gain_table(
     out:Path,               # folder that `run_plan` wrote
@@ -354,9 +354,10 @@ def gain_table(
 )->pd.DataFrame:            # a line for each recipe, row and query set; mAP and gain in points, ends of the interval
     "Paired differences of AP to the row `against` of the same data, recipe and seed, with 95 % intervals over people"
     runs = pd.read_csv(Path(out)/'runs.csv').drop_duplicates('run')
-    same = ['data', *(c for c in _RECIPE if c in runs)]
+    same = [c for c in _SAME if c in runs]
     lines = []
     for _, group in runs.groupby(same, dropna=False, sort=False):
+        _refuse_twice(group, out)
         others = group[group.row==against].itertuples()
         base = {o.seed: _read_ap(out, o.run, feature) or _read_ap(out, o.run) for o in others}
         worlds = not group.data.iloc[0].startswith('folder')     # a seed is another world, not another folder
@@ -366,6 +367,11 @@ def gain_table(
             sets = [q for q in next(iter(found.values()), {}) if not q.startswith('pid ')]
             lines += [dict(of.iloc[0][same], row=row, query_set=q, **_gain(found, base, q, worlds)) for q in sets]
     return pd.DataFrame(lines)
+
+def _refuse_twice(group, out):
+    "Raise an `InputError` where two of the runs of a `group` are of one row and one seed"
+    twice = group[group.duplicated(['row', 'seed'])]
+    need(twice.empty, lambda: f'{out}: two runs of {twice.row.iloc[0]}, seed {twice.seed.iloc[0]}; keep one there')
 
 def _read_ap(out, run, feature=''):
     "The AP of each query of `run` by set, and the people; {} if it has no such feature"

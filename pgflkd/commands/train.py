@@ -234,7 +234,7 @@ def _pgflkd(dls, s):
     return pgflkd_learner(dls, recipe=s.how)
 
 def _where(dls, s):
-    "A student that pools where it expects the person; only this pooling and its feature learn from covered copies"
+    "A student that pools where it expects the person; only the losses of this pooling see the covered copies"
     from pgflkd.callbacks import CoveredCopy
     from pgflkd.learner import where_learner
     from pgflkd.losses import ReID

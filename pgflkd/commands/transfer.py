@@ -34,9 +34,7 @@ def transfer_run(
     from pgflkd.protocols import benchmark_table
     recipe, out = recipe or PAPER, Path(out)
     need(joints is not None or 'pgflkd' not in models, 'PGFL-KD learns from pose: give joints, or models=("baseline",)')
-    for name,table in targets.items():     # every target can be asked and opened, or it is said now
-        benchmark_table(np.ones((len(table), 1), np.float32), table, name, repeats=1)
-        check_pictures(table.fn)
+    _check(models, targets)
     check_pictures(source.fn)
     data, rows = _learned(source, joints), []
     with locked(out/'.transfer', wait=False):      # beside the lock of its table
@@ -51,6 +49,14 @@ def transfer_run(
                     add_rows(out/'results.csv', found, on=['target', 'model', 'seed'])
                     rows.append(found)
     return pd.concat(rows, ignore_index=True)
+
+def _check(models, targets):
+    "Raise an `InputError` now for models and `targets` that would be refused after hours"
+    from pgflkd.protocols import benchmark_table
+    for o in models: one_of('models', o, ('baseline', 'pgflkd'))
+    for name,table in targets.items():
+        benchmark_table(np.ones((len(table), 1), np.float32), table, name, repeats=1)
+        check_pictures(table.fn)
 
 def _learned(source, joints):
     "A hash of the training pictures of `source`, their people, cameras and poses"
@@ -122,7 +128,6 @@ def transfer_command(
     options = dict(epochs=epochs, arch=arch, weights=weights, size=size, bs=bs, per_id=per_id)
     how, draws = make_recipe(recipe, **options), read_seeds(seeds)
     names = (models or ('baseline,pgflkd' if keypoints else 'baseline')).split(',')
-    for o in names: one_of('models', o, ('baseline', 'pgflkd'))
     own = dict(pattern=pattern, camera=camera, test=test, lists=lists)
     df, joints = read_crops(data, format, keypoints, **own)
     tables = _read_targets(targets)

@@ -45,7 +45,10 @@ def _drawn(people, test, seed, n):
 def _with_queries(df, *kinds):
     "`df` whose role test became query, for the first picture of a person in each camera and of `kinds`, and gallery"
     first = ~df.sort_values('fn', kind='stable').duplicated(['pid', 'camid', *kinds]).reindex(df.index)
-    role = df.role.where(df.role!='test', np.where(first, 'query', 'gallery'))
+    test = df.role=='test'
+    alone = ~df.pid.isin(df.pid[test & ~first])                # a picture a camera: one stays, to be found
+    first &= ~(alone & (df.camid==df.groupby('pid').camid.transform('max')))
+    role = df.role.where(~test, np.where(first, 'query', 'gallery'))
     other = (role=='gallery') & ~df.fn.isin(df.fn[role=='query'])              # no picture is an answer to itself
     df = df.assign(role=role, camid=df.camid if df.camid.nunique()>1 else other.astype(int))
     df.attrs.pop('dataset', None)              # the benchmark asks for others

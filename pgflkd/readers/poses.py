@@ -100,7 +100,7 @@ def _coco(doc, order):
     return people, {o['file_name']: (o['height'], o['width']) for o in images.values() if {'height','width'}<={*o}}
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0015
-def _market_csv(path):
+def _market_csv(path, order):
     "name -> people of the table `path`; raises `InputError` with the line that cannot be read"
     people = {}
     for i,line in enumerate(path.read_text(encoding='utf-8-sig').splitlines()[1:], 2):
@@ -108,11 +108,13 @@ def _market_csv(path):
         try:
             name, y, x = line.rsplit(':', 2)
             xy = np.array([json.loads(x), json.loads(y)], float).T
-            joints = to_coco(np.c_[xy+.5, (xy>=0).all(1)])
+            joints = np.c_[xy+.5, (xy>=0).all(1)]
+            joints = to_coco(joints*joints[:,2:], order)
+        except InputError as e: raise InputError(f'{path}: line {i}: {e}') from None
         except (ValueError, TypeError):
             raise InputError(f'{path}: line {i} cannot be read: {line[:60]!r}; it needs name:[18 y]:[18 x]') from None
         need(name.strip() not in people, f'{path}: line {i}: the name {name.strip()} occurs twice; drop one')
-        people[name.strip()] = [(joints*joints[:,2:], 1.)]
+        people[name.strip()] = [(joints, 1.)]
     return people
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0019
@@ -153,7 +155,7 @@ def _folder(root, order):
 def _read(path, order):
     "(format, people, the sizes that the file states)"
     if path.is_dir(): return *_folder(path, order), {}
-    if path.suffix=='.csv': return 'market csv', _market_csv(path), {}
+    if path.suffix=='.csv': return 'market csv', _market_csv(path, order), {}
     need(path.suffix=='.json', f'{path}: unknown kind of keypoint file; give a folder, .json, .csv or .npz')
     doc = json.loads(path.read_bytes())                      # with a mark before it, or without
     if 'annotations' in doc: return 'coco', *_coco(doc, order)
