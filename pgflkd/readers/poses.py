@@ -100,7 +100,7 @@ def _coco(doc, order):
     return people, {o['file_name']: (o['height'], o['width']) for o in images.values() if {'height','width'}<={*o}}
 
 # %% ../../nbs/engine/15_poses.ipynb #cell0015
-def _market_csv(path, order):
+def _market_csv(path, order=None):
     "name -> people of the table `path`; raises `InputError` with the line that cannot be read"
     people = {}
     for i,line in enumerate(path.read_text(encoding='utf-8-sig').splitlines()[1:], 2):
