@@ -567,4 +567,5 @@ def test_an_order_for_the_market_csv(tmp_path):
     (tmp_path/'m.csv').write_text(f'name:y:x\na.jpg:{y.tolist()}:{x.tolist()}\n')
     store = read_keypoints(tmp_path/'m.csv', order=order)
     assert np.allclose(store.joints[0, COCO_JOINTS.index('nose'), :2], (17*3+.5, 17*6+.5))
-    with pytest.raises(InputError, match='line 2: 18 joints and 2 names'): read_keypoints(tmp_path/'m.csv', order=['a', 'b'])
+    with pytest.raises(InputError, match='line 2: 18 joints and 2 names'):
+        read_keypoints(tmp_path/'m.csv', order=['a', 'b'])

@@ -131,15 +131,18 @@ def test_test_dl(df, trained):
         f, _ = trained.get_preds(dl=trained.dls.test_dl(items))
         torch.testing.assert_close(f, whole[:5], atol=1e-4, rtol=1e-4)
     assert trained.dls.test_dl(five, with_labels=True).one_batch()[2][:, 1].tolist()==five.pid.tolist()
-    poses = [dict(fn=fn, joints=np.full((17, 3), 9.)) for fn in five.fn]
-    assert trained.dls.test_dl(poses).one_batch()[1][0].joints.max()>1
-    with pytest.raises(InputError, match='the column joints holds poses, too'):
-        row_joints(pd.DataFrame(poses), np.zeros((5, 17, 3)))
     with pytest.raises(InputError, match='nobody says who these are'):
         trained.show_results(dl=trained.dls.test_dl(five.fn.tolist()))
     with pytest.raises(InputError, match='a table with the column fn'): trained.dls.test_dl(five[['pid']])
     for items in (five.fn.tolist(), five[['fn', 'pid']]):
         with pytest.raises(InputError, match='give a table with pid'): trained.dls.test_dl(items, with_labels=True)
+
+def test_poses_in_rows(trained):
+    "Rows that bring their poses have them"
+    poses = [dict(fn=fn, joints=np.full((17, 3), 9.)) for fn in trained.dls.test_df.fn[:5]]
+    assert trained.dls.test_dl(poses).one_batch()[1][0].joints.max()>1
+    with pytest.raises(InputError, match='the column joints holds poses, too'):
+        row_joints(pd.DataFrame(poses), np.zeros((5, 17, 3)))
 
 def test_export(df, trained):
     "`learn.export`, `load_learner`, and the loaded one predicts the same"
@@ -670,15 +673,16 @@ def test_masks_where_there_are_some(df):
     table = df[df.role!='train'].reset_index(drop=True)
     occluded = query_sets(table)['occluded']
     found = dict(response=torch.rand(len(table), 8, 4))
-    whole = _looks(table.loc[occluded[1:]].reset_index(drop=True), dict(response=found['response'][occluded[1:]]), (64, 32))
+    others = table.loc[occluded[1:]].reset_index(drop=True)
+    want = _looks(others, dict(response=found['response'][occluded[1:]]), (64, 32))
     table.loc[occluded[0], 'mask'] = ''
-    assert _looks(table, found, (64, 32))==whole
+    assert want and _looks(table, found, (64, 32))==want
 
 def test_query_sets_by_name(df):
     table = df[df.role!='train'].reset_index(drop=True)
-    with pytest.raises(InputError, match="query_set 'ocluded': the queries here are"): spread_queries(table, 3, 'ocluded')
-    with pytest.raises(InputError, match="query_set 'ocluded': the queries here are"):
-        RetrievalInterpretation(table, torch.rand(len(table), 4)).worst_queries(3, 'ocluded')
+    found = RetrievalInterpretation(table, torch.rand(len(table), 4))
+    for ask in (partial(spread_queries, table), found.worst_queries):
+        with pytest.raises(InputError, match="query_set 'ocluded': the queries here are"): ask(3, query_set='ocluded')
     with pytest.raises(InputError, match='Embedder: give a Learner, a network or its file'):
         benchmark_table(load_embedder('student'), table)
 
@@ -695,7 +699,8 @@ def test_rows_of_several_sources(tmp_path):
     "Runs on other crops are lines of their own; two runs of one row and seed are refused"
     (tmp_path/'ap').mkdir()
     def record(runs):
-        for run in runs.run: np.savez(tmp_path/f'ap/{run}_f_g.npz', occluded=np.ones(4), **{'pid occluded': np.arange(4)})
+        ap = {'occluded': np.ones(4), 'pid occluded': np.arange(4)}
+        for run in runs.run: np.savez(tmp_path/f'ap/{run}_f_g.npz', **ap)
         runs.to_csv(tmp_path/'runs.csv', index=False)
         return gain_table(tmp_path)
     runs = pd.DataFrame(dict(run=[*'abcd'], row=['baseline', 'PGFL-KD']*2, seed=[0, 0, 1, 1], data='folder',

@@ -2,7 +2,7 @@
 
     python tools/outputs.py course/05_losses ...            run, keep outputs, shrink figures, note the code
     python tools/outputs.py --record course/05_losses ...   the same without running: another tool has just run it
-    python tools/outputs.py --check                         which notebooks have code, or tables, newer than their outputs?
+    python tools/outputs.py --check                         which have code, or tables, newer than their outputs?
 """
 import base64
 import hashlib
@@ -37,7 +37,7 @@ def stale():
     was = json.loads(NOTED.read_text())
     now = {k: made_of(p) for k, p in notebooks().items()}
     changed = [k for k in now if was.get(k)!=now[k]]
-    old = [f'{k}: its code, or a table that it shows, changed after its outputs were made; run python tools/outputs.py {k}' for k in changed]
+    old = [f'{k}: its code or a table is newer than its outputs; run python tools/outputs.py {k}' for k in changed]
     return old + [f'{k}: no such notebook; take it out of {NOTED.name}' for k in was if k not in now]
 
 def fewest(im):
