@@ -25,6 +25,7 @@ def fast_bf16(
 # %% ../nbs/engine/11_precision.ipynb #cell0010
 class BF16(MixedPrecision):
     "Compute the model in bfloat16 on whatever device there is, and the loss in float32"
+    anywhere = True
     before_fit = after_loss = before_backward = before_step = after_step = after_fit = noop     # no scale, no CUDA
     _hooks = ()
     def __init__(self): super().__init__('bf16')
@@ -45,8 +46,10 @@ def precision_of(
     learn:Learner, # trained, or ready to be
 )->str:            # 'bf16', 'fp16' or 'fp32'
     "How the numbers of `learn` are computed, to be written beside them"
-    known = MixedPrecision if learn.dls.device.type=='cuda' else BF16            # fastai's own does nothing on a CPU
-    modes = [cb.amp_mode.value for cb in learn.cbs if isinstance(cb, known)]
+    modes = [cb for cb in learn.cbs if isinstance(cb, MixedPrecision)]
+    if learn.dls.device.type!='cuda':                                           # where fastai's own does nothing
+        modes = [cb for cb in modes if hasattr(type(cb), 'anywhere')]
+    modes = [cb.amp_mode.value for cb in modes]
     return 'bf16' if 'bf16' in modes else (modes or ['fp32'])[0]                 # `BF16` is the inner one
 
 # %% ../nbs/engine/11_precision.ipynb #cell0019
