@@ -28,8 +28,10 @@ def cells(path):
 def made_of(path):
     "Hash of the code cells of the notebook `path` and of the tables in the folders of results/ that they name"
     code = '\0'.join(''.join(c['source']) for c in cells(path) if c['cell_type']=='code')
-    named = set(re.findall(r"""(?<=['"/])\w+(?=['"/])""", code)) if '../results/' in code else ()
-    tables = [p.read_bytes() for p in sorted((ROOT/'results').rglob('*.csv')) if p.parent.name in named]
+    named = set(re.findall(r"""(?<=['"/])\w+(?=['"/])""", code)) if '../results/' in code else set()
+    named -= {'results'}
+    every = sorted((ROOT/'results').rglob('*.csv'))
+    tables = [p.read_bytes() for p in every if p.parent.name in named or f'results/{p.name}' in code]
     return hashlib.sha256(b'\0'.join([code.encode(), *tables])).hexdigest()[:16]
 
 def stale():
